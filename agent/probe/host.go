@@ -1,0 +1,150 @@
+package probe
+
+import (
+	"context"
+	"io/fs"
+	"net/netip"
+	"time"
+)
+
+// Host is all that a probe can see of the machine. Each field is one small
+// capability; a probe uses those it needs and reports FAILED when one is nil.
+// Tests fill it with prepared trees and recorded answers, host_linux.go and
+// host_windows.go with the real machine.
+type Host struct {
+	// Files is the machine's file tree; names have no leading slash
+	// ("proc/1/mountinfo"). It implements fs.ReadLinkFS and fs.ReadDirFS and
+	// follows symbolic links inside the tree. Block devices are read through
+	// it too: "dev/block/254:1".
+	Files fs.FS
+	// System is what gopsutil knows of the running system.
+	System System
+	// Network is links, routes and tunnels.
+	Network Network
+	// Firewall is the packet filter's loaded rules.
+	Firewall FirewallRules
+	// Processes lists names of running programs of interest.
+	Processes Processes
+	// Bus asks the system message bus.
+	Bus Bus
+	// Commands runs one of the allow-listed programs.
+	Commands Commands
+	// Now is the wall clock.
+	Now func() time.Time
+}
+
+// System is the running system (gopsutil/v3 host).
+type System interface {
+	Info(ctx context.Context) (SystemInfo, error)
+}
+
+// SystemInfo is gopsutil's view, reduced to what Evidence needs.
+type SystemInfo struct {
+	OS             string // "linux", "windows"
+	Platform       string // "debian"
+	PlatformFamily string
+	Version        string
+	KernelVersion  string
+	KernelArch     string
+	BootTime       time.Time
+	Virtualization string // "kvm", empty when none
+	VirtualRole    string // "guest", "host", empty
+}
+
+// Network is what the kernel says of links, routes and tunnels.
+type Network interface {
+	Links(ctx context.Context) ([]Link, error)
+	// Route looks up where a packet to addr would go, as the kernel decides
+	// (all tables and rules). ErrNoRoute when nowhere.
+	Route(ctx context.Context, addr netip.Addr) (Route, error)
+	// IPsecPolicies lists the kernel's XFRM policies; never states: they hold
+	// keys.
+	IPsecPolicies(ctx context.Context) ([]IPsecPolicy, error)
+	// WireGuard lists devices without keys.
+	WireGuard(ctx context.Context) ([]WireGuardLink, error)
+}
+
+// Link is one network interface.
+type Link struct {
+	Index   int
+	Name    string // stays on the notebook
+	Kind    string // rtnl kind: "tun", "wireguard", "xfrm"; empty for hardware
+	Up      bool   // IFF_UP
+	Running bool   // IFF_RUNNING: has carrier
+	// OperState is RFC 2863: "up", "down", "unknown".
+	OperState string
+	Loopback  bool
+	Addresses []netip.Prefix
+}
+
+// Route is the answer of one route look-up.
+type Route struct {
+	LinkIndex int
+	Table     int
+	Gateway   netip.Addr // zero when on link
+	Source    netip.Addr
+}
+
+// IPsecPolicy is one XFRM policy.
+type IPsecPolicy struct {
+	Direction   string // "in", "out", "fwd"
+	Destination netip.Prefix
+	Source      netip.Prefix
+	Tunnel      bool
+}
+
+// WireGuardLink is one WireGuard device; zero LastHandshake means never.
+type WireGuardLink struct {
+	LinkIndex     int
+	Peers         int
+	LastHandshake time.Time
+	AllowedIPs    []netip.Prefix
+}
+
+// FirewallRules is the packet filter as it is loaded.
+type FirewallRules interface {
+	// InputChains lists the base chains hooked to input, with their policy.
+	InputChains(ctx context.Context) ([]FilterChain, error)
+}
+
+// FilterChain is one nftables base chain.
+type FilterChain struct {
+	Family string // "inet", "ip", "ip6"
+	Table  string
+	Name   string
+	Drop   bool // policy drop
+	Rules  int
+	// Rejects is true when its last rule drops or rejects everything left.
+	Rejects bool
+}
+
+// Processes lists running programs.
+type Processes interface {
+	// Running returns those of the given names that run now.
+	Running(ctx context.Context, names ...string) ([]string, error)
+}
+
+// Bus is the system D-Bus.
+type Bus interface {
+	// VPNConnections lists NetworkManager's active connections that are VPNs.
+	// ErrNotFound when NetworkManager is not on the bus.
+	VPNConnections(ctx context.Context) ([]BusConnection, error)
+	// UnitActive says whether a systemd unit is active; ErrNotFound when the
+	// unit is not loaded.
+	UnitActive(ctx context.Context, unit string) (bool, error)
+}
+
+// BusConnection is one NetworkManager active connection.
+type BusConnection struct {
+	Type      string // "vpn", "wireguard"
+	Service   string // "org.freedesktop.NetworkManager.openvpn"
+	Activated bool
+	Default4  bool
+	Default6  bool
+}
+
+// Commands runs allow-listed programs by absolute path.
+type Commands interface {
+	// ZFSEncryption runs `zfs get -H -o name,value encryption DATASET`.
+	ZFSEncryption(ctx context.Context, dataset string) (string, error)
+}
