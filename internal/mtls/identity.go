@@ -1,0 +1,162 @@
+// Package mtls says who is who on Pförtner's connections, and makes the TLS
+// configurations of both ends.
+//
+// Rules. A role is proven twice: by the issuing CA (every listener trusts the
+// CA of one role only) and by the URI in the certificate. TLS 1.3 only, no
+// session resumption: every connection is a full handshake that asks for the
+// state of the peer. What is not set is refused: a nil pool trusts nobody, and
+// never falls back to the system's roots.
+package mtls
+
+import (
+	"crypto/ed25519"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Role is what a certificate lets its holder be. The zero value is no role.
+type Role string
+
+// The roles. Each but RoleLeaseSigner has an issuing CA of its own; lease
+// signers are issued by the servers' CA.
+const (
+	RoleDevice      Role = "device"       // a notebook's agent, urn:uuid:<device id>
+	RoleGate        Role = "gate"         // a gateway, urn:pfoertner:gate:<name>
+	RoleOperator    Role = "operator"     // a person or program, urn:pfoertner:operator:<name>
+	RoleCollector   Role = "collector"    // a server, urn:pfoertner:collector:<name>
+	RoleLeaseSigner Role = "lease-signer" // signs leases, never speaks TLS
+)
+
+const (
+	deviceScheme = "urn:uuid:"
+	namedScheme  = "urn:pfoertner:"
+	maxName      = 64
+)
+
+// URI returns the subject alternative name that a certificate of the role
+// carries. It returns an error for a role or name that is not allowed: devices
+// are named by a UUID in canonical form, all others by 1 to 64 of a-z, 0-9,
+// "-", "." and "_".
+func URI(role Role, name string) (*url.URL, error) {
+	s := namedScheme + string(role) + ":" + name
+	if role == RoleDevice {
+		s = deviceScheme + name
+	}
+	if _, _, err := parseURI(s); err != nil {
+		return nil, err
+	}
+	return url.Parse(s)
+}
+
+// Identity returns the role and the name that a certificate states. It returns
+// an error for a certificate that has not exactly one URI, states an unknown
+// role, carries names that its role must not have, or whose extended key usage
+// is not precisely that of its role. It does not verify who issued it.
+func Identity(cert *x509.Certificate) (Role, string, error) {
+	if len(cert.URIs) != 1 {
+		return "", "", fmt.Errorf("certificate has %d URI names, exactly 1 is needed", len(cert.URIs))
+	}
+	role, name, err := parseURI(cert.URIs[0].String())
+	if err != nil {
+		return "", "", err
+	}
+	if cert.IsCA {
+		return "", "", fmt.Errorf("certificate of %s %s is a CA certificate", role, name)
+	}
+	if !slices.Equal(cert.ExtKeyUsage, usages(role)) || len(cert.UnknownExtKeyUsage) != 0 {
+		return "", "", fmt.Errorf("certificate of %s %s has another extended key usage than its role", role, name)
+	}
+	if role != RoleCollector && len(cert.DNSNames)+len(cert.IPAddresses)+len(cert.EmailAddresses) != 0 {
+		return "", "", fmt.Errorf("certificate of %s %s carries host or mail names", role, name)
+	}
+	return role, name, nil
+}
+
+// usages is the extended key usage of a role's certificates: one at most.
+func usages(role Role) []x509.ExtKeyUsage {
+	switch role {
+	case RoleDevice, RoleGate, RoleOperator:
+		return []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	case RoleCollector:
+		return []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	}
+	return nil
+}
+
+func parseURI(s string) (Role, string, error) {
+	if id, ok := strings.CutPrefix(s, deviceScheme); ok {
+		u, err := uuid.Parse(id)
+		if err != nil || u.String() != id || u == uuid.Nil {
+			return "", "", fmt.Errorf("identity %q: not a UUID in canonical form", s)
+		}
+		return RoleDevice, id, nil
+	}
+	rest, ok := strings.CutPrefix(s, namedScheme)
+	role, name, found := strings.Cut(rest, ":")
+	if !ok || !found {
+		return "", "", fmt.Errorf("identity %q: neither %s nor %s", s, deviceScheme, namedScheme)
+	}
+	switch Role(role) {
+	case RoleGate, RoleOperator, RoleCollector, RoleLeaseSigner:
+	default:
+		return "", "", fmt.Errorf("identity %q: unknown role", s)
+	}
+	if !validName(name) {
+		return "", "", fmt.Errorf("identity %q: a name is 1 to %d of a-z, 0-9, '-', '.', '_'", s, maxName)
+	}
+	return Role(role), name, nil
+}
+
+func validName(name string) bool {
+	outside := func(r rune) bool { return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyz0123456789-._", r) }
+	return name != "" && len(name) <= maxName && !strings.ContainsFunc(name, outside)
+}
+
+// VerifyLeaseSigner verifies the chain that a collector presents for its
+// lease-signing key (leaf first, DER) against the servers' CA and returns the
+// key. A nil pool trusts nobody.
+func VerifyLeaseSigner(chain [][]byte, servers *x509.CertPool, now time.Time) (ed25519.PublicKey, error) {
+	if len(chain) == 0 {
+		return nil, errors.New("no lease signer certificate")
+	}
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return nil, fmt.Errorf("lease signer certificate: %w", err)
+	}
+	role, _, err := Identity(leaf)
+	if err != nil {
+		return nil, err
+	}
+	if role != RoleLeaseSigner {
+		return nil, fmt.Errorf("certificate of role %s does not sign leases", role)
+	}
+	_, err = leaf.Verify(x509.VerifyOptions{
+		Roots:       closed(servers),
+		CurrentTime: now,
+		KeyUsages:   []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("verifying lease signer: %w", err)
+	}
+	key, ok := leaf.PublicKey.(ed25519.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("lease signer has a %s key, Ed25519 is needed", leaf.PublicKeyAlgorithm)
+	}
+	return key, nil
+}
+
+// closed makes sure that a missing pool trusts nobody: crypto/x509 reads nil
+// as the system's roots.
+func closed(pool *x509.CertPool) *x509.CertPool {
+	if pool == nil {
+		return x509.NewCertPool()
+	}
+	return pool
+}
