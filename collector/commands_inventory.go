@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
+)
+
+func (c *client) inventory() *cobra.Command {
+	cmd := &cobra.Command{Use: "inventory", Short: "The list of notebooks that are ours"}
+	req := &fleetv1.ImportRequest{}
+	load := &cobra.Command{
+		Use:   "import FILE",
+		Short: "Take assets over from a CSV file: all or nothing",
+		Long: `Take assets over from a CSV file: all or nothing.
+
+Columns, in any order: asset_number, vendor, model, serial, unit, groups,
+key_protection, vpn_certificate_sha256. --dry-run shows what would change.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			csv, err := os.ReadFile(args[0])
+			if err != nil {
+				return err
+			}
+			req.Csv = csv
+			return c.ask(cmd.Context(), func(ctx context.Context, conn *grpc.ClientConn) error {
+				answer, err := fleetv1.NewInventoryServiceClient(conn).Import(ctx, req)
+				if err != nil {
+					return err
+				}
+				return c.printImport(args[0], answer)
+			})
+		},
+	}
+	load.Flags().BoolVar(&req.DryRun, "dry-run", false, "show what would change, change nothing")
+	cmd.AddCommand(load)
+	return cmd
+}
+
+func (c *client) printImport(file string, answer *fleetv1.ImportResponse) error {
+	faulty := len(answer.GetErrors()) > 0
+	if c.json {
+		if err := c.printJSON(answer); err != nil {
+			return err
+		}
+	} else {
+		for _, e := range answer.GetErrors() {
+			fmt.Fprintf(c.out, "%s:%d: %s: %s\n", file, e.GetLine(), dash(e.GetColumn()), e.GetMessage())
+		}
+		for _, ch := range answer.GetChanges() {
+			fmt.Fprintf(c.out, "%s %s\n", ch.GetKind(), ch.GetAssetNumber())
+			for _, f := range ch.GetFields() {
+				fmt.Fprintf(c.out, "  %s: %s → %s\n", f.GetField(), dash(f.GetBefore()), dash(f.GetAfter()))
+			}
+		}
+		done := "would change"
+		if answer.GetApplied() {
+			done = "changed"
+		}
+		fmt.Fprintf(c.out, "%d %s, %d unchanged\n", len(answer.GetChanges()), done, answer.GetUnchanged())
+	}
+	if faulty {
+		return fmt.Errorf("%s: %d errors, nothing was changed", file, len(answer.GetErrors()))
+	}
+	return nil
+}
+
+func (c *client) bind() *cobra.Command {
+	req := &fleetv1.BindRequest{}
+	var certificate, fingerprint string
+	cmd := &cobra.Command{
+		Use:   "bind DEVICE (--certificate FILE | --fingerprint HEX)",
+		Short: "Bind a VPN client certificate to a device, or release it",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			req.Device = args[0]
+			if req.CertificateSha256, err = fingerprintOf(certificate, fingerprint); err != nil {
+				return err
+			}
+			return c.ask(cmd.Context(), func(ctx context.Context, conn *grpc.ClientConn) error {
+				if _, err := fleetv1.NewInventoryServiceClient(conn).Bind(ctx, req); err != nil {
+					return err
+				}
+				done := "bound to"
+				if req.Remove {
+					done = "released from"
+				}
+				fmt.Fprintf(c.out, "%x %s %s\n", req.CertificateSha256, done, req.Device)
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringVar(&certificate, "certificate", "", "PEM file of the VPN client certificate")
+	cmd.Flags().StringVar(&fingerprint, "fingerprint", "", "its SHA-256, hex, colons allowed")
+	cmd.Flags().BoolVar(&req.Remove, "remove", false, "release it instead")
+	cmd.MarkFlagsOneRequired("certificate", "fingerprint")
+	cmd.MarkFlagsMutuallyExclusive("certificate", "fingerprint")
+	return cmd
+}
+
+// fingerprintOf is the SHA-256 of a certificate in a PEM file, or as written.
+func fingerprintOf(file, written string) ([]byte, error) {
+	if file == "" {
+		b, err := hex.DecodeString(strings.ReplaceAll(strings.TrimSpace(written), ":", ""))
+		if err != nil || len(b) != sha256.Size {
+			return nil, errors.New("--fingerprint: not 64 hex digits")
+		}
+		return b, nil
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		block, rest := pem.Decode(text)
+		if block == nil {
+			return nil, fmt.Errorf("%s: no certificate in it", file)
+		}
+		if block.Type == "CERTIFICATE" {
+			sum := sha256.Sum256(block.Bytes)
+			return sum[:], nil
+		}
+		text = rest
+	}
+}
+
+func (c *client) token() *cobra.Command {
+	var lifetime time.Duration
+	cmd := &cobra.Command{
+		Use:   "token ASSET",
+		Short: "Make a one-time token with which this asset may enrol",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.ask(cmd.Context(), func(ctx context.Context, conn *grpc.ClientConn) error {
+				answer, err := fleetv1.NewInventoryServiceClient(conn).CreateToken(ctx, &fleetv1.CreateTokenRequest{
+					AssetNumber: args[0], Lifetime: durationpb.New(lifetime),
+				})
+				if err != nil {
+					return err
+				}
+				if c.json {
+					return c.printJSON(answer)
+				}
+				fmt.Fprintln(c.out, answer.GetToken())
+				fmt.Fprintf(c.progress, "for %s, once, until %s; it is not shown again\n", args[0], at(answer.GetExpiresAt()))
+				return nil
+			})
+		},
+	}
+	cmd.Flags().DurationVar(&lifetime, "lifetime", 72*time.Hour, "how long it may be used, at most 72h")
+	return cmd
+}
+
+func (c *client) setState() *cobra.Command {
+	states := map[string]fleetv1.AssetState{
+		"suspend": fleetv1.AssetState_ASSET_STATE_SUSPENDED,
+		"resume":  fleetv1.AssetState_ASSET_STATE_ACTIVE,
+		"retire":  fleetv1.AssetState_ASSET_STATE_RETIRED,
+	}
+	var reason string
+	cmd := &cobra.Command{
+		Use:       "state DEVICE suspend|resume|retire --reason TEXT",
+		Short:     "Suspend a device at once, resume it, or retire it for good",
+		ValidArgs: []string{"suspend", "resume", "retire"},
+		Args:      cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if strings.TrimSpace(reason) == "" {
+				return errors.New("--reason: the audit log needs one")
+			}
+			state, ok := states[args[1]]
+			if !ok {
+				return fmt.Errorf("%q is none of suspend, resume, retire", args[1])
+			}
+			return c.ask(cmd.Context(), func(ctx context.Context, conn *grpc.ClientConn) error {
+				answer, err := fleetv1.NewInventoryServiceClient(conn).SetState(ctx, &fleetv1.SetStateRequest{
+					Device: args[0], State: state, Reason: reason,
+				})
+				if err != nil {
+					return err
+				}
+				if c.json {
+					return c.printJSON(answer.GetDevice())
+				}
+				fmt.Fprintf(c.out, "%s is %s\n", answer.GetDevice().GetAsset().GetAssetNumber(), word(answer.GetDevice().GetAsset().GetState()))
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log")
+	return cmd
+}
