@@ -602,7 +602,10 @@ type Session struct {
 	Since             *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=since,proto3" json:"since,omitempty"`
 	LeaseEndsAt       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=lease_ends_at,json=leaseEndsAt,proto3" json:"lease_ends_at,omitempty"`
 	// Cut, and the gateway has not confirmed it yet.
-	CutPending    bool `protobuf:"varint,10,opt,name=cut_pending,json=cutPending,proto3" json:"cut_pending,omitempty"`
+	CutPending bool `protobuf:"varint,10,opt,name=cut_pending,json=cutPending,proto3" json:"cut_pending,omitempty"`
+	// The gateway has been silent for more than three heartbeats: what is said
+	// here is the last that is known.
+	GatewayLost   bool `protobuf:"varint,11,opt,name=gateway_lost,json=gatewayLost,proto3" json:"gateway_lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -703,6 +706,13 @@ func (x *Session) GetLeaseEndsAt() *timestamppb.Timestamp {
 func (x *Session) GetCutPending() bool {
 	if x != nil {
 		return x.CutPending
+	}
+	return false
+}
+
+func (x *Session) GetGatewayLost() bool {
+	if x != nil {
+		return x.GatewayLost
 	}
 	return false
 }
@@ -2326,7 +2336,7 @@ const file_pfoertner_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x13ListSessionsRequest\x12\x18\n" +
 	"\agateway\x18\x01 \x01(\tR\agateway\"O\n" +
 	"\x14ListSessionsResponse\x127\n" +
-	"\bsessions\x18\x01 \x03(\v2\x1b.pfoertner.fleet.v1.SessionR\bsessions\"\xa8\x03\n" +
+	"\bsessions\x18\x01 \x03(\v2\x1b.pfoertner.fleet.v1.SessionR\bsessions\"\xcb\x03\n" +
 	"\aSession\x12\x18\n" +
 	"\agateway\x18\x01 \x01(\tR\agateway\x12\x1d\n" +
 	"\n" +
@@ -2340,7 +2350,8 @@ const file_pfoertner_fleet_v1_fleet_proto_rawDesc = "" +
 	"\rlease_ends_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\vleaseEndsAt\x12\x1f\n" +
 	"\vcut_pending\x18\n" +
 	" \x01(\bR\n" +
-	"cutPending\"s\n" +
+	"cutPending\x12!\n" +
+	"\fgateway_lost\x18\v \x01(\bR\vgatewayLost\"s\n" +
 	"\x11ListEventsRequest\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x14\n" +
