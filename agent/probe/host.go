@@ -2,9 +2,18 @@ package probe
 
 import (
 	"context"
+	"errors"
 	"io/fs"
 	"net/netip"
 	"time"
+)
+
+var (
+	// ErrNotFound is wrapped by answers that say: the thing asked for is not
+	// on this machine. It is knowledge, not a failed reading.
+	ErrNotFound = errors.New("not found")
+	// ErrNoRoute is wrapped by Network.Route when a packet would go nowhere.
+	ErrNoRoute = errors.New("no route")
 )
 
 // Host is all that a probe can see of the machine. Each field is one small
