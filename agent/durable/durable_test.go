@@ -1,0 +1,42 @@
+package durable_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"pfoertner/agent/durable"
+)
+
+func TestWriteFileReplacesContentAndMode(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "state")
+	for _, content := range []string{"first", "second, longer", ""} {
+		if err := durable.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(name)
+		if err != nil || string(got) != content {
+			t.Errorf("read %q, %v; want %q", got, err, content)
+		}
+	}
+	info, err := os.Stat(name)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v; want 0600", info.Mode(), err)
+	}
+}
+
+func TestFailedWriteLeavesOldContentAndNoLitter(t *testing.T) {
+	dir := t.TempDir()
+	// A directory that is not empty cannot be replaced by a file.
+	name := filepath.Join(dir, "state")
+	if err := os.MkdirAll(filepath.Join(name, "kept"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := durable.WriteFile(name, []byte("new"), 0o600); err == nil {
+		t.Fatal("replaced a directory")
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("directory holds %v, %v; want only the old state", entries, err)
+	}
+}
