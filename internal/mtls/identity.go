@@ -70,7 +70,7 @@ func Identity(cert *x509.Certificate) (Role, string, error) {
 	if cert.IsCA {
 		return "", "", fmt.Errorf("certificate of %s %s is a CA certificate", role, name)
 	}
-	if !slices.Equal(cert.ExtKeyUsage, usages(role)) || len(cert.UnknownExtKeyUsage) != 0 {
+	if !slices.Equal(cert.ExtKeyUsage, role.Usage()) || len(cert.UnknownExtKeyUsage) != 0 {
 		return "", "", fmt.Errorf("certificate of %s %s has another extended key usage than its role", role, name)
 	}
 	if role != RoleCollector && len(cert.DNSNames)+len(cert.IPAddresses)+len(cert.EmailAddresses) != 0 {
@@ -79,9 +79,10 @@ func Identity(cert *x509.Certificate) (Role, string, error) {
 	return role, name, nil
 }
 
-// usages is the extended key usage of a role's certificates: one at most.
-func usages(role Role) []x509.ExtKeyUsage {
-	switch role {
+// Usage is the extended key usage of the role's certificates: one, or none for
+// a lease signer, whose key is of no use in TLS.
+func (r Role) Usage() []x509.ExtKeyUsage {
+	switch r {
 	case RoleDevice, RoleGate, RoleOperator:
 		return []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	case RoleCollector:
