@@ -1,7 +1,6 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"fmt"
@@ -14,12 +13,11 @@ import (
 // of its SubjectPublicKeyInfo, and the certificate issued for it last. The error
 // wraps fs.ErrNotExist for a device that the inventory does not have.
 func (s *Store) SaveCredential(ctx context.Context, deviceID string, spkiSHA256 []byte, serial string, notAfter time.Time, records ...audit.Record) error {
-	spki := bytes.Clone(spkiSHA256)
 	return s.change(ctx, "saving credential of "+deviceID, records, func(t *tx) error {
 		_, err := t.exec(`INSERT INTO credentials (device_id, spki_sha256, serial, not_after) VALUES (?, ?, ?, ?)
 			ON CONFLICT (device_id) DO UPDATE SET
 				spki_sha256 = excluded.spki_sha256, serial = excluded.serial, not_after = excluded.not_after`,
-			deviceID, spki, serial, nanos(notAfter))
+			deviceID, spkiSHA256, serial, nanos(notAfter))
 		return err
 	})
 }
@@ -54,5 +52,6 @@ type credential struct {
 }
 
 func scanCredential(rows *sql.Rows) (c credential, err error) {
-	return c, rows.Scan(&c.deviceID, &c.spki, &c.serial, &c.notAfter)
+	err = rows.Scan(&c.deviceID, &c.spki, &c.serial, &c.notAfter)
+	return c, err
 }

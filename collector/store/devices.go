@@ -1,13 +1,11 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
-
 
 	"pfoertner/collector/audit"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
@@ -67,12 +65,11 @@ func encodeDevice(d *fleetv1.Device) (storedDevice, error) {
 		Id: d.GetId(), Asset: d.GetAsset(), EnrolledAt: d.GetEnrolledAt(), CertificateExpiresAt: d.GetCertificateExpiresAt(),
 	}
 	body, err := encode(kept)
-	certificates := make([][]byte, 0, len(d.GetAsset().GetVpnCertificatesSha256()))
-	for _, sum := range d.GetAsset().GetVpnCertificatesSha256() {
-		certificates = append(certificates, bytes.Clone(sum))
-	}
 	return storedDevice{
-		number: number, id: sql.NullString{String: d.GetId(), Valid: d.GetId() != ""}, certificates: certificates, body: body,
+		number:       number,
+		id:           sql.NullString{String: d.GetId(), Valid: d.GetId() != ""},
+		certificates: d.GetAsset().GetVpnCertificatesSha256(),
+		body:         body,
 	}, err
 }
 
@@ -133,4 +130,3 @@ func (d storedDevice) save(t *tx) error {
 	}
 	return nil
 }
-

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"fmt"
@@ -21,7 +20,6 @@ func (s *Store) AddPolicy(ctx context.Context, p *fleetv1.PolicyVersion, yaml []
 	if err != nil {
 		return 0, fmt.Errorf("adding policy: %w", err)
 	}
-	yaml = bytes.Clone(yaml)
 	var version uint64
 	err = s.change(ctx, "adding policy", records, func(t *tx) error {
 		if err := t.read(`SELECT coalesce(max(version), 0) + 1 FROM policies`, nil, &version); err != nil {

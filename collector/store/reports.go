@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"slices"
 
-
 	"pfoertner/collector/audit"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
@@ -162,10 +161,11 @@ func (r report) decode() (*posturev1.Evidence, *posturev1.Result, error) {
 }
 
 func scanReport(rows *sql.Rows) (r report, err error) {
-	return r, rows.Scan(&r.deviceID, &r.evidence, &r.result)
+	err = rows.Scan(&r.deviceID, &r.evidence, &r.result)
+	return r, err
 }
 
 func scanResult(rows *sql.Rows) (r report, err error) {
-	return r, rows.Scan(&r.deviceID, &r.result)
+	err = rows.Scan(&r.deviceID, &r.result)
+	return r, err
 }
-

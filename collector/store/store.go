@@ -5,9 +5,8 @@
 // values; what is not there is an error that wraps fs.ErrNotExist, what must
 // not be there twice one that wraps fs.ErrExist. A method that writes returns
 // nil only after its change is committed to the disk (fsync), together with the
-// audit records given to it, and an error only if nothing of it is there. The
-// one exception is a cancelled context: then the change is there as a whole or
-// not at all, and the caller does not know which.
+// audit records given to it, and an error only if nothing of it is there; an
+// ended context makes no exception.
 //
 // The way of a write: method → writer (one goroutine, many callers to a
 // commit) → database. Reads go past it, on connections that cannot write.
@@ -33,6 +32,9 @@ type Options struct {
 	Readers int
 	// MaxGroup is how many writes share one commit at most; zero is 256.
 	MaxGroup int
+	// Committed is told how many writes each commit held, by the writer: it must
+	// be quick. Nil is nobody.
+	Committed func(writes int)
 }
 
 // Store is an open database. Its methods may be called concurrently.
@@ -68,7 +70,7 @@ func (s *Store) open(ctx context.Context, path string, o Options) (err error) {
 	if s.reads, err = openReads(path, cmp.Or(o.Readers, 4)); err != nil {
 		return errors.Join(err, conn.Close())
 	}
-	s.writer = startWriter(conn, cmp.Or(o.MaxGroup, 256))
+	s.writer = startWriter(conn, cmp.Or(o.MaxGroup, 256), o.Committed)
 	return nil
 }
 

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"fmt"
@@ -16,7 +15,6 @@ import (
 // fs.ErrNotExist for an asset that the inventory does not have, and fs.ErrExist
 // for a token that is there already.
 func (s *Store) SaveToken(ctx context.Context, hash []byte, assetNumber string, expires time.Time, records ...audit.Record) error {
-	hash = bytes.Clone(hash)
 	return s.change(ctx, "saving token for "+assetNumber, records, func(t *tx) error {
 		_, err := t.exec(`INSERT INTO tokens (hash, asset_number, expires_at) VALUES (?, ?, ?)`,
 			hash, assetNumber, nanos(expires))
@@ -30,12 +28,10 @@ func (s *Store) SaveToken(ctx context.Context, hash []byte, assetNumber string, 
 // for one that has expired at now; with the last two the asset is returned all
 // the same, for the audit record.
 func (s *Store) UseToken(ctx context.Context, hash []byte, now time.Time) (assetNumber string, err error) {
-	hash = bytes.Clone(hash)
-	asset := ""
 	err = s.change(ctx, "using token", nil, func(t *tx) error {
 		var expires int64
 		var used sql.NullInt64
-		err := t.read(`SELECT asset_number, expires_at, used_at FROM tokens WHERE hash = ?`, []any{hash}, &asset, &expires, &used)
+		err := t.read(`SELECT asset_number, expires_at, used_at FROM tokens WHERE hash = ?`, []any{hash}, &assetNumber, &expires, &used)
 		switch {
 		case err != nil:
 			return err
@@ -47,8 +43,5 @@ func (s *Store) UseToken(ctx context.Context, hash []byte, now time.Time) (asset
 		_, err = t.exec(`UPDATE tokens SET used_at = ? WHERE hash = ?`, now.UnixNano(), hash)
 		return err
 	})
-	if ctx.Err() != nil {
-		return "", err // the writer may still be about to set asset
-	}
-	return asset, err
+	return assetNumber, err
 }

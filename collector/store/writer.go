@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"pfoertner/collector/audit"
 )
@@ -14,9 +15,10 @@ import (
 // the next one gathers; so many callers share the price of one fsync, and a
 // lone one does not wait for others.
 type writer struct {
-	conn     *sql.Conn
-	maxGroup int
-	stopped  chan struct{}
+	conn      *sql.Conn
+	maxGroup  int
+	committed func(writes int)
+	stopped   chan struct{}
 
 	mu     sync.Mutex
 	queue  []*job
@@ -26,23 +28,23 @@ type writer struct {
 
 // job is one caller's change. do may run twice and must only assign results.
 type job struct {
-	ctx  context.Context
-	do   func(*tx) error
-	done chan error
+	do    func(*tx) error
+	done  chan error
+	taken atomic.Bool // by the writer, or by its caller who gave up
 }
 
-func startWriter(conn *sql.Conn, maxGroup int) *writer {
-	w := &writer{conn: conn, maxGroup: maxGroup, stopped: make(chan struct{}), wake: make(chan struct{}, 1)}
+func startWriter(conn *sql.Conn, maxGroup int, committed func(writes int)) *writer {
+	w := &writer{conn: conn, maxGroup: maxGroup, committed: committed, stopped: make(chan struct{}), wake: make(chan struct{}, 1)}
 	go w.run()
 	return w
 }
 
 // write runs do in a transaction and returns after its commit. do checks first
 // and writes then: an error before the first write costs the others in the
-// group nothing. Everything do takes must be the writer's own: it may still be
-// running when write has returned for a cancelled ctx.
+// group nothing. A ctx that ends takes the job back as long as it waits; once
+// the writer works on it, write waits for the outcome, so that it is known.
 func (w *writer) write(ctx context.Context, do func(*tx) error) error {
-	j := &job{ctx: ctx, do: do, done: make(chan error, 1)}
+	j := &job{do: do, done: make(chan error, 1)}
 	if err := w.enqueue(j); err != nil {
 		return err
 	}
@@ -50,7 +52,10 @@ func (w *writer) write(ctx context.Context, do func(*tx) error) error {
 	case err := <-j.done:
 		return err
 	case <-ctx.Done():
-		return ctx.Err()
+		if j.taken.CompareAndSwap(false, true) {
+			return ctx.Err()
+		}
+		return <-j.done
 	}
 }
 
@@ -90,7 +95,7 @@ func (w *writer) run() {
 		group, closed := w.next()
 		switch {
 		case len(group) > 0:
-			commit(statements, group)
+			w.commit(statements, group)
 		case closed:
 			return
 		default:
@@ -103,20 +108,26 @@ func (w *writer) run() {
 func (w *writer) next() (group []*job, closed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	n := min(len(w.queue), w.maxGroup)
-	group = w.queue[:n:n]
-	w.queue = w.queue[n:]
+	for len(w.queue) > 0 && len(group) < w.maxGroup {
+		if j := w.queue[0]; j.taken.CompareAndSwap(false, true) {
+			group = append(group, j)
+		}
+		w.queue = w.queue[1:]
+	}
 	return group, w.closed
 }
 
 // commit makes the changes of a group durable and answers its callers. A job
 // that fails, fails alone: the others are done again, this time each behind a
 // savepoint.
-func commit(st *statements, group []*job) {
+func (w *writer) commit(st *statements, group []*job) {
 	answers := make([]error, len(group))
 	err := attempt(st, group, answers, false)
 	if errors.Is(err, errSpoiled) {
 		err = attempt(st, group, answers, true)
+	}
+	if err == nil && w.committed != nil {
+		w.committed(len(group))
 	}
 	for i, j := range group {
 		if err != nil {
@@ -151,9 +162,6 @@ func attempt(st *statements, group []*job, answers []error, savepoints bool) err
 func runJobs(st *statements, group []*job, answers []error, savepoints bool) error {
 	t := &tx{statements: st}
 	for i, j := range group {
-		if answers[i] = j.ctx.Err(); answers[i] != nil {
-			continue
-		}
 		if savepoints {
 			if _, err := st.exec(`SAVEPOINT job`); err != nil {
 				return fmt.Errorf("setting savepoint: %w", translate(err))
