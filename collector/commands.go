@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -53,7 +52,7 @@ func newRoot(out, progress io.Writer) *cobra.Command {
 	f.BoolVar(&c.json, "json", false, "print JSON instead of a table")
 	f.StringVar(&c.lang, "lang", language(os.Getenv("LC_ALL"), os.Getenv("LC_MESSAGES"), os.Getenv("LANG")), "language of explanations: de or en")
 	root.AddCommand(
-		newServe(), newInit(out), newVersion(out),
+		newServe(), newInit(out), newBundle(out), newVersion(out),
 		c.inventory(), c.bind(), c.token(), c.setState(),
 		c.devices(), c.explain(), c.sessions(), c.events(),
 		c.policy(), c.audit(),
@@ -96,11 +95,11 @@ func defaultOperator() string {
 // connect opens a connection with the operator's certificate. The connection
 // is made with the first call.
 func (c *client) connect() (*grpc.ClientConn, error) {
-	cert, err := tls.LoadX509KeyPair(filepath.Join(c.identity, "operator.crt"), filepath.Join(c.identity, "operator.key"))
-	if err != nil {
+	certificate := mtls.FromFiles(filepath.Join(c.identity, "operator.crt"), filepath.Join(c.identity, "operator.key"))
+	if _, err := certificate(); err != nil {
 		return nil, fmt.Errorf("reading the operator's certificate (--operator): %w", err)
 	}
-	servers, err := mtls.LoadPool(filepath.Join(c.identity, "server-ca.crt"))
+	servers, err := mtls.Pool(filepath.Join(c.identity, "server-ca.crt"))
 	if err != nil {
 		return nil, fmt.Errorf("reading the collector's CA (--operator): %w", err)
 	}
@@ -109,7 +108,7 @@ func (c *client) connect() (*grpc.ClientConn, error) {
 		return nil, fmt.Errorf("--collector: %w", err)
 	}
 	config := mtls.ClientConfig(mtls.ClientOptions{
-		Certificate: func() (*tls.Certificate, error) { return &cert, nil },
+		Certificate: certificate,
 		Servers:     servers,
 		ServerName:  host,
 	})

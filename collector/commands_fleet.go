@@ -112,7 +112,7 @@ func (c *client) explain() *cobra.Command {
 					if i > 0 {
 						fmt.Fprintln(c.out, strings.Repeat("─", 72))
 					}
-					fmt.Fprint(c.out, appraisal.Explain(e, c.lang))
+					fmt.Fprint(c.out, appraisal.Explain(e, c.lang, time.Local))
 				}
 				return nil
 			})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"pfoertner/internal/mtls"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
 
@@ -119,21 +119,12 @@ func fingerprintOf(file, written string) ([]byte, error) {
 		}
 		return b, nil
 	}
-	text, err := os.ReadFile(file)
+	certs, err := mtls.ReadCertificates(file)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		block, rest := pem.Decode(text)
-		if block == nil {
-			return nil, fmt.Errorf("%s: no certificate in it", file)
-		}
-		if block.Type == "CERTIFICATE" {
-			sum := sha256.Sum256(block.Bytes)
-			return sum[:], nil
-		}
-		text = rest
-	}
+	sum := sha256.Sum256(certs[0].Raw)
+	return sum[:], nil
 }
 
 func (c *client) token() *cobra.Command {

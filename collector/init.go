@@ -1,0 +1,125 @@
+package main
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"pfoertner/collector/authority"
+	"pfoertner/internal/mtls"
+)
+
+// Names inside the state directory.
+const (
+	keysDir      = "pki"
+	databaseFile = "pfoertner.db"
+)
+
+// newInit makes a collector out of an empty state directory.
+func newInit(out io.Writer) *cobra.Command {
+	var configFile, operator, operatorDir string
+	var names []string
+	cmd := &cobra.Command{
+		Use:   "init --name HOST --operator NAME",
+		Short: "Make the keys of a new collector and its first operator",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			c, err := loadConfig(configFile)
+			if err != nil {
+				return err
+			}
+			dns, addresses := splitNames(names)
+			keys := filepath.Join(c.State, keysDir)
+			a, err := authority.Create(keys, authority.Options{DNSNames: dns, Addresses: addresses})
+			if errors.Is(err, fs.ErrExist) {
+				return fmt.Errorf("%s already holds a collector's keys; nothing was changed", keys)
+			}
+			if err != nil {
+				return err
+			}
+			if err := a.WriteOperator(operatorDir, operator); err != nil {
+				return fmt.Errorf("writing the operator's certificate: %w", err)
+			}
+			pin, err := caFingerprint(filepath.Join(operatorDir, "server-ca.crt"))
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(out, "keys:              %s\n", keys)
+			fmt.Fprintf(out, "operator %s:  %s\n", operator, operatorDir)
+			fmt.Fprintf(out, "CA fingerprint:    %s\n", pin)
+			fmt.Fprintf(out, "Move %s to a safe place: it is needed only to replace an issuing CA.\n", filepath.Join(keys, "root-ca.key"))
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&configFile, "config", "", "configuration file")
+	f.StringSliceVar(&names, "name", []string{"localhost", "127.0.0.1", "::1"}, "names and addresses under which this collector is reached")
+	f.StringVar(&operator, "operator-name", "admin", "name of the first operator, as the audit log will show it")
+	f.StringVar(&operatorDir, "operator-out", defaultOperator(), "directory for the first operator's certificate")
+	return cmd
+}
+
+// newBundle makes certificates for gateways and further operators. It works on
+// the state directory, on the collector's own machine.
+func newBundle(out io.Writer) *cobra.Command {
+	var configFile, dir string
+	cmd := &cobra.Command{
+		Use:   "bundle gate|operator NAME --out DIR",
+		Short: "Make key and certificate for a gateway or an operator (on the collector's machine)",
+		Args:  cobra.ExactArgs(2),
+		RunE: func(_ *cobra.Command, args []string) error {
+			c, err := loadConfig(configFile)
+			if err != nil {
+				return err
+			}
+			a, err := authority.Load(filepath.Join(c.State, keysDir), time.Now)
+			if err != nil {
+				return fmt.Errorf("loading the collector's keys: %w", err)
+			}
+			switch args[0] {
+			case "gate":
+				err = a.WriteGate(dir, args[1])
+			case "operator":
+				err = a.WriteOperator(dir, args[1])
+			default:
+				return fmt.Errorf("%q is neither gate nor operator", args[0])
+			}
+			if err != nil {
+				return fmt.Errorf("writing the bundle: %w", err)
+			}
+			fmt.Fprintf(out, "%s %s: %s\n", args[0], args[1], dir)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&configFile, "config", "", "configuration file")
+	cmd.Flags().StringVar(&dir, "out", "", "directory to write to")
+	cobra.CheckErr(cmd.MarkFlagRequired("out"))
+	return cmd
+}
+
+func splitNames(names []string) (dns []string, addresses []net.IP) {
+	for _, n := range names {
+		if ip := net.ParseIP(n); ip != nil {
+			addresses = append(addresses, ip)
+		} else {
+			dns = append(dns, n)
+		}
+	}
+	return dns, addresses
+}
+
+// caFingerprint is what notebooks pin: the SHA-256 of the server CA.
+func caFingerprint(path string) (string, error) {
+	certs, err := mtls.ReadCertificates(path)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(certs[0].Raw)), nil
+}
