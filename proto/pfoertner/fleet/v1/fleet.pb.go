@@ -2121,7 +2121,10 @@ func (x *PolicyVersion) GetSha256() []byte {
 }
 
 type VerifyRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Hash of a record that was noted outside this collector earlier (the head
+	// of a VerifyResponse); it must be found. Empty: none was noted.
+	NotedHead     []byte `protobuf:"bytes,1,opt,name=noted_head,json=notedHead,proto3" json:"noted_head,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2154,6 +2157,13 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
 	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *VerifyRequest) GetNotedHead() []byte {
+	if x != nil {
+		return x.NotedHead
+	}
+	return nil
 }
 
 // VerifyResponse is progress; the last one has done set.
@@ -2447,8 +2457,10 @@ const file_pfoertner_fleet_v1_fleet_proto_rawDesc = "" +
 	"\n" +
 	"applied_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tappliedAt\x12\x18\n" +
 	"\acomment\x18\x05 \x01(\tR\acomment\x12\x16\n" +
-	"\x06sha256\x18\x06 \x01(\fR\x06sha256\"\x0f\n" +
-	"\rVerifyRequest\"\xa0\x01\n" +
+	"\x06sha256\x18\x06 \x01(\fR\x06sha256\".\n" +
+	"\rVerifyRequest\x12\x1d\n" +
+	"\n" +
+	"noted_head\x18\x01 \x01(\fR\tnotedHead\"\xa0\x01\n" +
 	"\x0eVerifyResponse\x12\x18\n" +
 	"\achecked\x18\x01 \x01(\x04R\achecked\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x04R\x05total\x12\x12\n" +
