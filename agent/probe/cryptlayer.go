@@ -1,0 +1,138 @@
+package probe
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
+)
+
+// describeLayer turns a layer into evidence. Contradictions come with a
+// subject that is relative to the layer: "type".
+func (r *volumeReader) describeLayer(l layer) (*posturev1.StorageLayer, []*posturev1.Contradiction) {
+	switch l.kind {
+	case posturev1.LayerType_LAYER_TYPE_LUKS1,
+		posturev1.LayerType_LAYER_TYPE_LUKS2,
+		posturev1.LayerType_LAYER_TYPE_LUKS2_OPAL:
+		return r.describeLUKS(l)
+	case posturev1.LayerType_LAYER_TYPE_PLAIN_CRYPT:
+		return r.describePlain(l)
+	case posturev1.LayerType_LAYER_TYPE_BITLOCKER:
+		out := &posturev1.StorageLayer{
+			Type:       l.kind,
+			VerifiedBy: posturev1.VerifiedBy_VERIFIED_BY_NONE,
+			Reason:     "BitLocker metadata is not read on Linux",
+		}
+		out.KeyFile, _ = r.keyFile(l)
+		return out, nil
+	default:
+		return &posturev1.StorageLayer{Type: l.kind}, nil
+	}
+}
+
+// describeLUKS believes a header only when it is the one that the mapping was
+// opened from: a detached header leaves the device without one, or with an old
+// one that says nothing of the mapping.
+func (r *volumeReader) describeLUKS(l layer) (*posturev1.StorageLayer, []*posturev1.Contradiction) {
+	out := &posturev1.StorageLayer{Type: l.kind, VerifiedBy: posturev1.VerifiedBy_VERIFIED_BY_NONE}
+	var reason string
+	out.KeyFile, reason = r.keyFile(l)
+
+	h, err := r.storage.header(l)
+	switch {
+	case errors.Is(err, errNoLUKS):
+		out.Reason = "no LUKS header on the device: it is detached"
+		return out, nil
+	case err != nil:
+		out.Reason = err.Error()
+		return out, nil
+	}
+	var contradictions []*posturev1.Contradiction
+	if says := h.kind(); says != l.kind {
+		contradictions = append(contradictions, contradiction("type", kindName(l.kind), kindName(says)))
+	}
+	if !l.openedFrom(h) {
+		contradictions = append(contradictions, contradiction("header", "opened from another header", h.cipher))
+	}
+	if contradictions != nil {
+		out.Reason = "the header on the device is not that of the mapping"
+		return out, contradictions
+	}
+	out.VerifiedBy = posturev1.VerifiedBy_VERIFIED_BY_HEADER
+	out.Cipher = h.cipher
+	out.KeyBits = h.keyBits
+	out.Keyslots = h.keyslots
+	out.Kdfs = h.kdfs
+	out.TokenTypes = h.tokenTypes
+	out.Requirements = h.requirements
+	if h.keyInClear {
+		out.KeyFile, reason = posturev1.KeyFile_KEY_FILE_ON_PLAINTEXT, "a key slot keeps the volume key in clear"
+	}
+	out.Reason = reason
+	return out, nil
+}
+
+// describePlain reports a mapping without a header. Its cipher is only in
+// crypttab, as an intention, and in the kernel's table, beside the key; we
+// don't ask for that.
+func (r *volumeReader) describePlain(l layer) (*posturev1.StorageLayer, []*posturev1.Contradiction) {
+	out := &posturev1.StorageLayer{
+		Type:       l.kind,
+		VerifiedBy: posturev1.VerifiedBy_VERIFIED_BY_NONE,
+		Reason:     "a dm-crypt mapping without a header cannot be verified",
+	}
+	out.KeyFile, _ = r.keyFile(l)
+	if e, ok := r.cryptEntry(l.mapping); ok {
+		if cipher, ok := e.option("cipher"); ok {
+			out.Cipher = word(cipher)
+		}
+		if size, ok := e.option("size"); ok {
+			if bits, err := strconv.ParseUint(size, 10, 16); err == nil {
+				out.KeyBits = uint32(bits)
+			}
+		}
+	}
+	h, err := r.storage.header(l)
+	if err != nil || !strings.HasPrefix(l.uuid, "CRYPT-PLAIN-") {
+		return out, nil
+	}
+	return out, []*posturev1.Contradiction{contradiction("type", kindName(l.kind), kindName(h.kind()))}
+}
+
+// kind is the layer type that the header itself speaks of.
+func (h *luksHeader) kind() posturev1.LayerType {
+	switch {
+	case h.version == 1:
+		return posturev1.LayerType_LAYER_TYPE_LUKS1
+	case h.opal:
+		return posturev1.LayerType_LAYER_TYPE_LUKS2_OPAL
+	default:
+		return posturev1.LayerType_LAYER_TYPE_LUKS2
+	}
+}
+
+// openedFrom says whether a mapping was opened from this header: its
+// device-mapper UUID is "CRYPT-", type, the header's UUID without hyphens and
+// the name, joined by hyphens.
+func (l layer) openedFrom(h *luksHeader) bool {
+	for _, k := range mappingKinds {
+		if rest, ok := strings.CutPrefix(l.uuid, k.prefix); ok {
+			uuid, _, _ := strings.Cut(rest, "-")
+			return uuid != "" && uuid == h.uuid
+		}
+	}
+	return false
+}
+
+func contradiction(subject, mapping, header string) *posturev1.Contradiction {
+	return &posturev1.Contradiction{
+		Subject: subject,
+		SourceA: "dm/uuid", SaysA: mapping,
+		SourceB: "header", SaysB: header,
+	}
+}
+
+func kindName(kind posturev1.LayerType) string {
+	return strings.TrimPrefix(kind.String(), "LAYER_TYPE_")
+}
