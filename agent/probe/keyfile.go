@@ -119,7 +119,7 @@ func (r *volumeReader) keyBehind(tops []layer, err error) (posturev1.KeyFile, er
 	if err != nil {
 		return posturev1.KeyFile_KEY_FILE_UNSPECIFIED, err
 	}
-	if len(ways) == 0 || slices.ContainsFunc(ways, func(w way) bool { return !r.crossesCipher(w) }) {
+	if len(ways) == 0 || slices.ContainsFunc(ways, func(w diskPath) bool { return !r.crossesCipher(w) }) {
 		return posturev1.KeyFile_KEY_FILE_ON_PLAINTEXT, nil
 	}
 	return posturev1.KeyFile_KEY_FILE_ON_ENCRYPTED, nil
@@ -128,7 +128,7 @@ func (r *volumeReader) keyBehind(tops []layer, err error) (posturev1.KeyFile, er
 // crossesCipher is true for a way with a crypt layer that is not known to
 // store in clear. Whether the layer can be verified is said where it is
 // reported itself.
-func (r *volumeReader) crossesCipher(w way) bool {
+func (r *volumeReader) crossesCipher(w diskPath) bool {
 	return slices.ContainsFunc(w, func(l layer) bool {
 		if !encrypts(l.kind) {
 			return false

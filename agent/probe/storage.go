@@ -47,8 +47,8 @@ type layer struct {
 	image string
 }
 
-// way is one path from a volume to a leaf, outermost layer first.
-type way []layer
+// diskPath is one path from a volume to a leaf, outermost layer first.
+type diskPath []layer
 
 // device returns the layer of a device number "254:1".
 func (s *storage) device(number string) (layer, error) {
@@ -318,10 +318,10 @@ func inMemory(fstype string) bool {
 }
 
 // ways follows every path from the given layers to the leaves.
-func (s *storage) ways(tops []layer) ([]way, error) {
-	var all []way
-	var descend func(above way, l layer) error
-	descend = func(above way, l layer) error {
+func (s *storage) ways(tops []layer) ([]diskPath, error) {
+	var all []diskPath
+	var descend func(above diskPath, l layer) error
+	descend = func(above diskPath, l layer) error {
 		if len(above) == maxDepth {
 			return fmt.Errorf("devices are stacked deeper than %d", maxDepth)
 		}
@@ -353,7 +353,7 @@ func (s *storage) ways(tops []layer) ([]way, error) {
 
 // removable is true when the leaf can be pulled out: a removable medium, or
 // anything on USB.
-func (s *storage) removable(w way) bool {
+func (s *storage) removable(w diskPath) bool {
 	leaf := w[len(w)-1].dir
 	if flag, err := s.attribute(leaf + "/removable"); err == nil && flag == "1" {
 		return true
@@ -365,7 +365,7 @@ func (s *storage) removable(w way) bool {
 }
 
 // inMemory is true for a way that ends in compressed memory.
-func (w way) inMemory() bool {
+func (w diskPath) inMemory() bool {
 	return strings.HasPrefix(path.Base(w[len(w)-1].dir), "zram")
 }
 

@@ -120,14 +120,14 @@ type volume struct {
 	mounts []mount
 	// files is the encryption of whole filesystems (ZFS).
 	files []*posturev1.FileEncryption
-	ways  []way
+	ways  []diskPath
 	state posturev1.ReadingState
 	err   error // why state is not OBSERVED
 }
 
 // same is true for two views of one filesystem: bind mounts and subvolumes.
 func (v *volume) same(other *volume) bool {
-	leads := func(a, b way) bool {
+	leads := func(a, b diskPath) bool {
 		return slices.EqualFunc(a, b, func(x, y layer) bool { return x.dir == y.dir })
 	}
 	return v.fstype == other.fstype && v.err == nil && other.err == nil &&
@@ -196,7 +196,7 @@ func (r *volumeReader) filesystem(ctx context.Context, m mount, class posturev1.
 		return v
 	case len(v.ways) == 0 || isImage(m.fstype, v.ways):
 		return nil
-	case class == posturev1.MountClass_MOUNT_CLASS_DATA && all(v.ways, r.storage.removable):
+	case class == posturev1.MountClass_MOUNT_CLASS_DATA && every(v.ways, r.storage.removable):
 		v.class = posturev1.MountClass_MOUNT_CLASS_REMOVABLE
 	}
 	return v
@@ -211,7 +211,7 @@ func (r *volumeReader) follow(v *volume, tops []layer, err error) {
 		v.state, v.err = posturev1.ReadingState_READING_STATE_FAILED, err
 		return
 	}
-	v.ways = slices.DeleteFunc(v.ways, way.inMemory)
+	v.ways = slices.DeleteFunc(v.ways, diskPath.inMemory)
 }
 
 // followZFS asks ZFS itself: sysfs does not know what a pool lies on.
@@ -221,7 +221,7 @@ func (r *volumeReader) followZFS(ctx context.Context, v *volume, dataset string)
 		cipher, err = r.commands.ZFSEncryption(ctx, dataset)
 	}
 	// All datasets with the same answer are one volume: there may be hundreds.
-	v.ways = []way{{layer{kind: posturev1.LayerType_LAYER_TYPE_ZFS, dir: "zfs/" + cipher}}}
+	v.ways = []diskPath{{layer{kind: posturev1.LayerType_LAYER_TYPE_ZFS, dir: "zfs/" + cipher}}}
 	switch {
 	case err != nil:
 		v.state, v.err = posturev1.ReadingState_READING_STATE_FAILED, fmt.Errorf("asking zfs: %w", err)
@@ -309,7 +309,7 @@ func (r *volumeReader) homeEncryption(v *volume) []*posturev1.FileEncryption {
 		}
 	}
 	homed := func(l layer) bool { return strings.HasSuffix(l.image, ".home") }
-	if slices.ContainsFunc(v.ways, func(w way) bool { return slices.ContainsFunc(w, homed) }) {
+	if slices.ContainsFunc(v.ways, func(w diskPath) bool { return slices.ContainsFunc(w, homed) }) {
 		found = append(found, &posturev1.FileEncryption{System: "homed", HomeOnly: true})
 	}
 	return found
@@ -340,11 +340,11 @@ func persistent(fstype string, anonymous bool) bool {
 
 // isImage is true for read-only images in a file, such as snaps: their content
 // is that of the filesystem the file lies on.
-func isImage(fstype string, ways []way) bool {
+func isImage(fstype string, ways []diskPath) bool {
 	return (fstype == "squashfs" || fstype == "erofs") &&
-		all(ways, func(w way) bool { return w[0].kind == posturev1.LayerType_LAYER_TYPE_LOOP })
+		every(ways, func(w diskPath) bool { return w[0].kind == posturev1.LayerType_LAYER_TYPE_LOOP })
 }
 
-func all(ways []way, is func(way) bool) bool {
-	return !slices.ContainsFunc(ways, func(w way) bool { return !is(w) })
+func every(ways []diskPath, is func(diskPath) bool) bool {
+	return !slices.ContainsFunc(ways, func(w diskPath) bool { return !is(w) })
 }
