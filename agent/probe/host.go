@@ -100,6 +100,9 @@ type IPsecPolicy struct {
 	Destination netip.Prefix
 	Source      netip.Prefix
 	Tunnel      bool
+	// Bound: it holds only for traffic of one xfrm interface (if_id) or with a
+	// mark, not for everything that the prefixes match.
+	Bound bool
 }
 
 // WireGuardLink is one WireGuard device; zero LastHandshake means never.

@@ -43,9 +43,20 @@ type Probe struct {
 type Options struct {
 	// AgentVersion is reported in the platform section.
 	AgentVersion string
+	// Ledger keeps since when security updates are pending; nil remembers it
+	// only while the agent runs.
+	Ledger Ledger
 }
 
 // Probes returns the shipped probes in the order of Evidence's sections.
-func Probes(Options) []Probe {
-	return []Probe{volumesProbe()}
+func Probes(o Options) []Probe {
+	return []Probe{
+		platformProbe(o.AgentVersion),
+		volumesProbe(),
+		patchProbe(o.Ledger),
+		vpnProbe(),
+		tpmProbe(),
+		secureBootProbe(),
+		firewallProbe(),
+	}
 }

@@ -1,0 +1,190 @@
+package probe
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
+)
+
+// ErrLedgerDamaged is wrapped by a Ledger whose stored sightings make no sense
+// and were set aside. The reading goes on with an empty one.
+var ErrLedgerDamaged = errors.New("the ledger of first sightings was damaged")
+
+// Sighting is when this notebook first saw a fix offered. apt has no dates of
+// its own, so this is how long an update is known to be pending.
+type Sighting struct {
+	Package      string    `json:"package"`
+	Architecture string    `json:"architecture"`
+	Version      string    `json:"version"`
+	FirstSeen    time.Time `json:"first_seen"`
+}
+
+// Ledger keeps sightings over restarts of the agent.
+type Ledger interface {
+	// Load returns what was saved last, nothing when nothing was. It wraps
+	// ErrLedgerDamaged when that makes no sense any more.
+	Load() ([]Sighting, error)
+	// Save replaces what was saved.
+	Save([]Sighting) error
+}
+
+// FileLedger is a Ledger in one JSON file.
+type FileLedger struct {
+	// Path of the file; its directory must exist.
+	Path string
+}
+
+// Load reads the file. One that makes no sense is renamed to end in ".damaged".
+func (l FileLedger) Load() ([]Sighting, error) {
+	content, err := os.ReadFile(l.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	sightings, err := parseSightings(content)
+	if err == nil {
+		return sightings, nil
+	}
+	if err := os.Rename(l.Path, l.Path+".damaged"); err != nil {
+		return nil, fmt.Errorf("setting the damaged ledger aside: %w", err)
+	}
+	return nil, fmt.Errorf("%w: %w", ErrLedgerDamaged, err)
+}
+
+func parseSightings(content []byte) ([]Sighting, error) {
+	var sightings []Sighting
+	if err := json.Unmarshal(content, &sightings); err != nil {
+		return nil, err
+	}
+	for _, s := range sightings {
+		if s.Package == "" || s.Architecture == "" || s.Version == "" || s.FirstSeen.IsZero() {
+			return nil, errors.New("a sighting without package, architecture, version or time")
+		}
+	}
+	return sightings, nil
+}
+
+// Save writes the file anew and puts it in the place of the old one, so that
+// there is always a whole one.
+func (l FileLedger) Save(sightings []Sighting) (err error) {
+	content, err := json.MarshalIndent(sightings, "", " ")
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(l.Path), filepath.Base(l.Path)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), l.Path)
+}
+
+// fixAges tells since when updates are pending. Without a ledger it remembers
+// only while the agent runs. It is not safe for concurrent use.
+type fixAges struct {
+	ledger Ledger
+	loaded bool
+	seen   map[sightingKey]time.Time
+}
+
+type sightingKey struct {
+	packageID
+	version string
+}
+
+// date fills in first_seen_at of pending updates: when the oldest fix that is
+// still missing was first seen, even if a newer one has taken its place since.
+// A sighting is dropped only when its package is fixed or removed, so a source
+// that is gone for a day changes nothing. The note says what went wrong with
+// the ledger; ages then count from when the agent started.
+func (a *fixAges) date(pending []*posturev1.PendingUpdate, db packageDatabase, now time.Time) (note string) {
+	notes := []error{a.load()}
+	changed := false
+	for _, p := range pending {
+		key := sightingKey{packageID{p.Package, p.Architecture}, p.FixedVersion}
+		if _, ok := a.seen[key]; !ok {
+			a.seen[key] = now
+			changed = true
+		}
+	}
+	oldest := map[packageID]time.Time{}
+	for key, seen := range a.seen {
+		installed, ok := db.installed[key.packageID]
+		if !ok || compareVersions(installed.version, key.version) >= 0 {
+			delete(a.seen, key)
+			changed = true
+			continue
+		}
+		if t, ok := oldest[key.packageID]; !ok || seen.Before(t) {
+			oldest[key.packageID] = seen
+		}
+	}
+	for _, p := range pending {
+		seen := oldest[packageID{p.Package, p.Architecture}]
+		if seen.After(now) { // the clock was wrong then, or is now
+			seen = now
+		}
+		p.FirstSeenAt = timestamppb.New(seen)
+	}
+	if changed && a.ledger != nil && a.loaded {
+		notes = append(notes, a.ledger.Save(a.sightings()))
+	}
+	if err := errors.Join(notes...); err != nil {
+		return "ages of updates count from the start of the agent: " + err.Error()
+	}
+	return ""
+}
+
+// load reads the ledger once. As long as it cannot be read it is not written
+// either, so nothing in it is lost.
+func (a *fixAges) load() error {
+	if a.seen == nil {
+		a.seen = map[sightingKey]time.Time{}
+	}
+	if a.loaded || a.ledger == nil {
+		return nil
+	}
+	sightings, err := a.ledger.Load()
+	if err != nil && !errors.Is(err, ErrLedgerDamaged) {
+		return err
+	}
+	a.loaded = true
+	for _, s := range sightings {
+		key := sightingKey{packageID{s.Package, s.Architecture}, s.Version}
+		if known, ok := a.seen[key]; !ok || s.FirstSeen.Before(known) {
+			a.seen[key] = s.FirstSeen
+		}
+	}
+	return err
+}
+
+func (a *fixAges) sightings() []Sighting {
+	list := make([]Sighting, 0, len(a.seen))
+	for key, seen := range a.seen {
+		list = append(list, Sighting{key.name, key.architecture, key.version, seen})
+	}
+	slices.SortFunc(list, func(x, y Sighting) int {
+		return strings.Compare(x.Package+" "+x.Architecture+" "+x.Version, y.Package+" "+y.Architecture+" "+y.Version)
+	})
+	return list
+}
