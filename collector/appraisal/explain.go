@@ -16,7 +16,3 @@ func Explain(x *fleetv1.Explanation, lang string, zone *time.Location) string { 
 // code. Each language has at most 200 bytes and no line breaks, quotation marks
 // or backslashes. It is empty for a result that admits.
 func RefusalText(res *posturev1.Result) *posturev1.LocalText { return nil }
-
-// NormalizeCode brings a refusal code as somebody read it out or typed it
-// ("7k4 qx2") into the form in which it is stored ("7K4-QX2").
-func NormalizeCode(code string) string { return code }

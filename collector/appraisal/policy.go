@@ -1,26 +1,64 @@
 package appraisal
 
 import (
+	_ "embed"
+	"slices"
+	"strings"
 	"time"
 
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
+
+//go:embed dienstgeraete.yaml
+var shippedPolicy []byte
 
 // Policy is a compiled policy. It is immutable and safe for concurrent use.
 type Policy struct {
 	name    string
 	version uint64
 	maxAge  time.Duration
+	// staleEffect is what evidence older than maxAge leads to.
+	staleEffect posturev1.Effect
+	// contradicted is what a rule becomes that reads contradicting readings:
+	// UNKNOWN or FAIL.
+	contradicted posturev1.Outcome
+	rollout      posturev1.Rollout
+	units        []unitRollout
+	rules        []rule
+	texts        *builtin
+	language     *language
+}
+
+// unitRollout is how far the policy is in force below a unit.
+type unitRollout struct {
+	unit    string
+	rollout posturev1.Rollout
 }
 
 // Compile reads a policy and checks it in full. The policy is nil exactly when
-// there are errors; every error has its line and column in the file, from 1.
+// there are errors; every error has its line and column in the file, from 1, in
+// the order of the file.
 func Compile(yaml []byte) (*Policy, []*fleetv1.PolicyError) {
-	return nil, []*fleetv1.PolicyError{{Message: "not yet"}}
+	d, top := parseDocument(yaml)
+	var p *Policy
+	if top != nil {
+		p = readPolicy(d, top)
+	}
+	if len(d.errs) > 0 {
+		slices.SortStableFunc(d.errs, func(a, b *fleetv1.PolicyError) int {
+			if a.GetLine() != b.GetLine() {
+				return int(a.GetLine()) - int(b.GetLine())
+			}
+			return int(a.GetColumn()) - int(b.GetColumn())
+		})
+		return nil, d.errs
+	}
+	return p, nil
 }
 
 // DefaultPolicy is the shipped policy "dienstgeraete" as its YAML file.
-func DefaultPolicy() []byte { return nil }
+func DefaultPolicy() []byte { return slices.Clone(shippedPolicy) }
 
 // Name is the policy's own name.
 func (p *Policy) Name() string { return p.name }
@@ -37,7 +75,7 @@ func (p *Policy) WithVersion(version uint64) *Policy {
 }
 
 // Rules is how many rules the policy has, the built-in ones not counted.
-func (p *Policy) Rules() int { return 0 }
+func (p *Policy) Rules() int { return len(p.rules) }
 
 // Freshness is how old evidence may be.
 func (p *Policy) Freshness() time.Duration { return p.maxAge }
@@ -46,4 +84,17 @@ func (p *Policy) Freshness() time.Duration { return p.maxAge }
 // do not make them stale: a third of the freshness, at most 15 minutes.
 func (p *Policy) ReportInterval() time.Duration {
 	return min(p.maxAge/3, 15*time.Minute)
+}
+
+// rolloutOf is how far the policy is in force for a unit: as the longest unit
+// says that it lies in.
+func (p *Policy) rolloutOf(unit string) posturev1.Rollout {
+	longest, rollout := -1, p.rollout
+	for _, u := range p.units {
+		rest, inside := strings.CutPrefix(unit, u.unit)
+		if inside && (rest == "" || rest[0] == '/') && len(u.unit) > longest {
+			longest, rollout = len(u.unit), u.rollout
+		}
+	}
+	return rollout
 }

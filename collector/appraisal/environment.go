@@ -1,0 +1,241 @@
+package appraisal
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
+)
+
+// Limits of one expression. Evidence is bounded by posture.CheckLimits; these
+// bound what an expression makes of it.
+const (
+	maxExpressionRunes = 8 << 10
+	maxCost            = 1 << 20
+)
+
+// constant is a name that stands for one value in expressions: "ACTIVE",
+// "params.max_patch_days".
+type constant struct {
+	name  string
+	typ   *cel.Type
+	value ref.Val
+}
+
+// language is CEL as policies and filters speak it.
+type language struct {
+	env   *cel.Env
+	adapt types.Adapter
+	enums *enums
+}
+
+func object(m protoreflect.ProtoMessage) *cel.Type {
+	return cel.ObjectType(string(m.ProtoReflect().Descriptor().FullName()))
+}
+
+// newLanguage declares the variables, the functions and the constants, which
+// are the names of all enum values and those given.
+func newLanguage(variables []cel.EnvOption, constants ...constant) (*language, error) {
+	registry, err := types.NewProtoRegistry(types.ProtoTypeDefs(
+		&posturev1.Evidence{}, &posturev1.Result{}, &fleetv1.Device{}))
+	if err != nil {
+		return nil, fmt.Errorf("registering message types: %w", err)
+	}
+	names := newEnums(
+		posturev1.File_pfoertner_posture_v1_evidence_proto,
+		posturev1.File_pfoertner_posture_v1_result_proto,
+		fleetv1.File_pfoertner_fleet_v1_device_proto)
+	options := []cel.EnvOption{
+		cel.CustomTypeAdapter(registry), cel.CustomTypeProvider(registry),
+		cel.ParserExpressionSizeLimit(maxExpressionRunes),
+		cel.ParserRecursionLimit(64),
+		cel.ASTValidators(
+			cel.ValidateDurationLiterals(), cel.ValidateTimestampLiterals(), cel.ValidateRegexLiterals(),
+			cel.ValidateHomogeneousAggregateLiterals(), cel.ValidateComprehensionNestingLimit(2)),
+	}
+	options = append(options, variables...)
+	options = append(options, functions(registry)...)
+	for _, c := range append(names.constants(), constants...) {
+		options = append(options, cel.Constant(c.name, c.typ, c.value))
+	}
+	env, err := cel.NewEnv(options...)
+	if err != nil {
+		return nil, fmt.Errorf("declaring the policy language: %w", err)
+	}
+	return &language{env: env, adapt: registry, enums: names}, nil
+}
+
+// ruleVariables are what a rule may look at.
+func ruleVariables() []cel.EnvOption {
+	return []cel.EnvOption{
+		cel.Variable("evidence", object(&posturev1.Evidence{})),
+		cel.Variable("device", object(&fleetv1.Device{})),
+		cel.Variable("asset", object(&fleetv1.Asset{})),
+		cel.Variable("reference", referenceType()),
+		cel.Variable("now", cel.TimestampType),
+		cel.Variable("evidence_age", cel.DurationType),
+	}
+}
+
+// filterVariables are what a filter of devices may look at.
+func filterVariables() []cel.EnvOption {
+	return []cel.EnvOption{
+		cel.Variable("evidence", object(&posturev1.Evidence{})),
+		cel.Variable("device", object(&fleetv1.Device{})),
+		cel.Variable("asset", object(&fleetv1.Asset{})),
+		cel.Variable("result", object(&posturev1.Result{})),
+		cel.Variable("now", cel.TimestampType),
+	}
+}
+
+// mistake is what is wrong with an expression; offset counts runes from its
+// start.
+type mistake struct {
+	offset  int
+	message string
+}
+
+// compile checks an expression in full: syntax, types against the message
+// descriptors, enum names against the fields they are compared with.
+func (l *language) compile(text string) (*cel.Ast, []mistake) {
+	checked, issues := l.env.Compile(text)
+	if issues.Err() != nil {
+		var found []mistake
+		for _, e := range issues.Errors() {
+			found = append(found, mistake{offset(text, e.Location.Line(), e.Location.Column()), l.enums.advise(e.Message)})
+		}
+		return nil, found
+	}
+	if found := l.enums.check(checked.NativeRep()); len(found) > 0 {
+		return nil, found
+	}
+	return checked, nil
+}
+
+// offset turns CEL's line (from 1) and column (from 0, in runes) into runes
+// from the start.
+func offset(text string, line, column int) int {
+	at := 0
+	for row := range strings.SplitAfterSeq(text, "\n") {
+		if line--; line <= 0 {
+			break
+		}
+		at += len([]rune(row))
+	}
+	return at + max(column, 0)
+}
+
+// program makes a checked expression ready to be evaluated often.
+func (l *language) program(checked *cel.Ast) (cel.Program, error) {
+	return l.env.Program(checked, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(maxCost))
+}
+
+// fixed returns the value that an expression has whatever the evidence is, as
+// "params.strict && …" has when strict is false; nil when there is none.
+func (l *language) fixed(checked *cel.Ast) ref.Val {
+	program, err := l.env.Program(checked, cel.EvalOptions(cel.OptOptimize, cel.OptPartialEval), cel.CostLimit(maxCost))
+	if err != nil {
+		return nil
+	}
+	vars, err := l.env.PartialVars(cel.NoVars())
+	if err != nil {
+		return nil
+	}
+	v, _, err := program.Eval(vars)
+	if err != nil || v == nil || types.IsUnknownOrError(v) {
+		return nil
+	}
+	return v
+}
+
+// enums are the names of enum values as expressions use them. CEL itself knows
+// enum values only as numbers, so that it would take "reading.state == ACTIVE".
+type enums struct {
+	// of holds, for every name, the enums that have it.
+	of     map[string][]protoreflect.FullName
+	number map[string]protoreflect.EnumNumber
+	// ambiguous holds the short names that stand for different numbers, with
+	// the full names to write instead.
+	ambiguous map[string][]string
+}
+
+// newEnums names every value of the files' enums twice: in full
+// ("VERDICT_DENY") and, where all enums agree on its number, in short ("DENY").
+func newEnums(files ...protoreflect.FileDescriptor) *enums {
+	e := &enums{
+		of:        map[string][]protoreflect.FullName{},
+		number:    map[string]protoreflect.EnumNumber{},
+		ambiguous: map[string][]string{},
+	}
+	fulls := map[string][]string{}
+	for _, file := range files {
+		for i := range file.Enums().Len() {
+			enum := file.Enums().Get(i)
+			for j := range enum.Values().Len() {
+				value := enum.Values().Get(j)
+				full := string(value.Name())
+				word := shortName(enum, full)
+				fulls[word] = append(fulls[word], full)
+				for _, name := range []string{full, word} {
+					if n, taken := e.number[name]; taken && n != value.Number() {
+						e.ambiguous[name] = nil
+					}
+					e.number[name] = value.Number()
+					e.of[name] = append(e.of[name], enum.FullName())
+				}
+			}
+		}
+	}
+	for name := range e.ambiguous {
+		e.ambiguous[name] = fulls[name]
+		delete(e.number, name)
+		delete(e.of, name)
+	}
+	return e
+}
+
+// shortName is an enum value's name without the enum's own: "ADMIT" for
+// "VERDICT_ADMIT".
+func shortName(enum protoreflect.EnumDescriptor, full string) string {
+	return strings.TrimPrefix(full, screamingSnake(string(enum.Name()))+"_")
+}
+
+func screamingSnake(camel string) string {
+	var b strings.Builder
+	for i, r := range camel {
+		if i > 0 && r >= 'A' && r <= 'Z' {
+			b.WriteByte('_')
+		}
+		b.WriteRune(r)
+	}
+	return strings.ToUpper(b.String())
+}
+
+func (e *enums) constants() []constant {
+	list := make([]constant, 0, len(e.number))
+	for _, name := range slices.Sorted(maps.Keys(e.number)) {
+		list = append(list, constant{name, cel.IntType, types.Int(e.number[name])})
+	}
+	return list
+}
+
+// advise adds to CEL's "undeclared reference" the names that were meant.
+func (e *enums) advise(message string) string {
+	rest, ok := strings.CutPrefix(message, "undeclared reference to '")
+	if !ok {
+		return message
+	}
+	name, _, _ := strings.Cut(rest, "'")
+	if fulls := e.ambiguous[name]; len(fulls) > 0 {
+		return fmt.Sprintf("%s stands for different values: write %s", name, strings.Join(fulls, " or "))
+	}
+	return message
+}

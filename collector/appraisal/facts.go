@@ -1,0 +1,226 @@
+package appraisal
+
+import (
+	"time"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"pfoertner/internal/posture"
+	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
+)
+
+// source is a reading that a rule can depend on: a section of evidence, or a
+// part of one that may fail alone.
+type source int
+
+const (
+	sourcePlatform source = iota
+	sourceVolumes
+	sourcePatch
+	sourceVpn
+	sourceTpm
+	sourceSecureBoot
+	sourceFirewall
+	sourceKernel
+	sourceRouting
+	sources
+)
+
+// section is the section of evidence that the source belongs to.
+func (s source) section() string {
+	switch s {
+	case sourceKernel:
+		s = sourcePatch
+	case sourceRouting:
+		s = sourceVpn
+	}
+	return [...]string{"platform", "volumes", "patch", "vpn", "tpm", "secure_boot", "firewall"}[s]
+}
+
+// sourceOf finds the source of a section's name or of a part's path.
+func sourceOf(name string) (source, bool) {
+	switch name {
+	case "evidence.patch.kernel_reading":
+		return sourceKernel, true
+	case "evidence.vpn.routing_reading":
+		return sourceRouting, true
+	}
+	for s := range sourceKernel {
+		if s.section() == name {
+			return s, true
+		}
+	}
+	return 0, false
+}
+
+// state is what is known of a source. Neither observed nor notApplicable: it
+// could not be read.
+type state struct {
+	observed, notApplicable bool
+	reason                  string
+	contradictions          []*posturev1.Contradiction
+}
+
+// facts are one input, prepared once for all rules. They are also the
+// variables of the rules' expressions.
+type facts struct {
+	Input
+	rollout posturev1.Rollout
+	states  [sources]state
+	// The variables.
+	evidence, device, asset, now, age ref.Val
+	// enforced is the verdict without rollout, verdict with it; both begin as
+	// ADMIT and only fall.
+	enforced, verdict posturev1.Verdict
+	graceEnds         time.Time
+}
+
+func newFacts(in Input) *facts {
+	if in.Evidence == nil {
+		in.Evidence = &posturev1.Evidence{}
+	}
+	f := &facts{Input: in, rollout: in.Policy.rolloutOf(in.Device.GetAsset().GetUnit()),
+		enforced: posturev1.Verdict_VERDICT_ADMIT, verdict: posturev1.Verdict_VERDICT_ADMIT}
+	adapt := in.Policy.language.adapt
+	device, asset := in.Device, in.Device.GetAsset()
+	if device == nil {
+		device = &fleetv1.Device{}
+	}
+	if asset == nil {
+		asset = &fleetv1.Asset{}
+	}
+	f.evidence, f.device, f.asset = adapt.NativeToValue(in.Evidence), adapt.NativeToValue(device), adapt.NativeToValue(asset)
+	f.now = types.Timestamp{Time: in.Now}
+	f.age = types.Duration{Duration: in.Now.Sub(in.CollectedAt)}
+	f.readStates()
+	return f
+}
+
+func (f *facts) readStates() {
+	for s := range sourceKernel {
+		f.states[s] = newState(posture.ReadingOf(f.Evidence, s.section()))
+	}
+	ev := f.Evidence
+	f.states[sourceVolumes].contradictions = ev.GetVolumes().GetContradictions()
+	f.states[sourcePatch].contradictions = ev.GetPatch().GetContradictions()
+	f.states[sourceFirewall].contradictions = ev.GetFirewall().GetContradictions()
+	vpn := ev.GetVpn().GetContradictions()
+	for _, c := range ev.GetVpn().GetClients() {
+		if len(c.GetContradictions()) > 0 {
+			vpn = append(vpn[:len(vpn):len(vpn)], c.GetContradictions()...)
+		}
+	}
+	f.states[sourceVpn].contradictions = vpn
+	f.states[sourceKernel] = newState(ev.GetPatch().GetKernelReading())
+	f.states[sourceRouting] = newState(ev.GetVpn().GetRoutingReading())
+}
+
+func newState(r *posturev1.Reading) state {
+	s := state{reason: r.GetReason()}
+	switch r.GetState() {
+	case posturev1.ReadingState_READING_STATE_OBSERVED:
+		s.observed = true
+	case posturev1.ReadingState_READING_STATE_NOT_APPLICABLE:
+		s.notApplicable = true
+	case posturev1.ReadingState_READING_STATE_UNSPECIFIED:
+		s.reason = "reported without a reading"
+	}
+	return s
+}
+
+// root is the message behind the first word of a path.
+func (f *facts) root(name string) protoreflect.Message {
+	switch name {
+	case "evidence":
+		return f.Evidence.ProtoReflect()
+	case "asset":
+		return f.Device.GetAsset().ProtoReflect()
+	}
+	return f.Device.ProtoReflect()
+}
+
+// ResolveName implements cel.Activation.
+func (f *facts) ResolveName(name string) (any, bool) {
+	switch name {
+	case "evidence":
+		return f.evidence, true
+	case "device":
+		return f.device, true
+	case "asset":
+		return f.asset, true
+	case "now":
+		return f.now, true
+	case "evidence_age":
+		return f.age, true
+	case "reference":
+		return f.References, true
+	}
+	return nil, false
+}
+
+// Parent implements cel.Activation.
+func (f *facts) Parent() cel.Activation { return nil }
+
+// weigh completes a finding with what it does: since when it fails, whether
+// grace still holds, and the effect on the verdict. Rollout lowers the effect
+// now; effect_after_grace is what the rule itself demands.
+func (f *facts) weigh(out *posturev1.Finding, demanded posturev1.Effect, grace time.Duration) {
+	if out.Outcome != posturev1.Outcome_OUTCOME_FAIL && out.Outcome != posturev1.Outcome_OUTCOME_UNKNOWN {
+		out.Effect, out.EffectAfterGrace = posturev1.Effect_EFFECT_NONE, posturev1.Effect_EFFECT_NONE
+		return
+	}
+	since := f.failingSince(out.Rule)
+	out.FailingSince = timestamppb.New(since)
+	out.Effect, out.EffectAfterGrace = demanded, demanded
+	if grace > 0 {
+		until := since.Add(grace)
+		out.GraceUntil = timestamppb.New(until)
+		if f.Now.Before(until) {
+			out.Effect = max(demanded, posturev1.Effect_EFFECT_WARN)
+			if f.graceEnds.IsZero() || until.Before(f.graceEnds) {
+				f.graceEnds = until
+			}
+		}
+	}
+	f.enforced = min(f.enforced, verdictOf(out.Effect))
+	switch f.rollout {
+	case posturev1.Rollout_ROLLOUT_OBSERVE:
+		out.Effect = posturev1.Effect_EFFECT_NONE
+	case posturev1.Rollout_ROLLOUT_WARN:
+		out.Effect = max(out.Effect, posturev1.Effect_EFFECT_WARN)
+	}
+	f.verdict = min(f.verdict, verdictOf(out.Effect))
+}
+
+// failingSince is since when a rule has not passed: carried on from the last
+// result, through changes between FAIL and UNKNOWN too, else now.
+func (f *facts) failingSince(rule string) time.Time {
+	for _, before := range f.Previous.GetFindings() {
+		if before.GetRule() != rule || before.GetFailingSince() == nil {
+			continue
+		}
+		switch before.GetOutcome() {
+		case posturev1.Outcome_OUTCOME_FAIL, posturev1.Outcome_OUTCOME_UNKNOWN:
+			if since := before.GetFailingSince().AsTime(); since.Before(f.Now) {
+				return since
+			}
+		}
+	}
+	return f.Now
+}
+
+// verdictOf is the best verdict that an effect leaves.
+func verdictOf(e posturev1.Effect) posturev1.Verdict {
+	switch e {
+	case posturev1.Effect_EFFECT_NONE, posturev1.Effect_EFFECT_WARN:
+		return posturev1.Verdict_VERDICT_ADMIT
+	case posturev1.Effect_EFFECT_QUARANTINE:
+		return posturev1.Verdict_VERDICT_QUARANTINE
+	}
+	return posturev1.Verdict_VERDICT_DENY
+}

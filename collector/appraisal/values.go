@@ -1,0 +1,255 @@
+package appraisal
+
+import (
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
+)
+
+const (
+	// maxValues is how many values of a path's lists a finding shows.
+	maxValues = 12
+	// maxValueRunes is how long a shown value is.
+	maxValueRunes = 120
+)
+
+// viewer renders the values below one path for findings. Its steps are looked
+// up once, when the policy is compiled.
+type viewer struct {
+	root  string
+	steps []step
+}
+
+// step goes from a message to one of its fields; entries: to each of its
+// entries.
+type step struct {
+	field   protoreflect.FieldDescriptor
+	entries bool
+}
+
+// newViewer returns false for a path that leads to nothing that can be shown.
+func newViewer(path string) (viewer, bool) {
+	names := strings.Split(path, ".")
+	v := viewer{root: names[0]}
+	at := rootDescriptor(v.root)
+	for _, name := range names[1:] {
+		name, entries := strings.CutSuffix(name, "[]")
+		if at == nil {
+			return v, false
+		}
+		field := at.Fields().ByName(protoreflect.Name(name))
+		if field == nil || field.IsMap() {
+			return v, false
+		}
+		v.steps = append(v.steps, step{field, entries || field.IsList() && field.Message() != nil})
+		at = field.Message()
+	}
+	return v, len(v.steps) > 0
+}
+
+func rootDescriptor(root string) protoreflect.MessageDescriptor {
+	var m proto.Message
+	switch root {
+	case "evidence":
+		m = &posturev1.Evidence{}
+	case "asset":
+		m = &fleetv1.Asset{}
+	case "device":
+		m = &fleetv1.Device{}
+	default:
+		return nil
+	}
+	return m.ProtoReflect().Descriptor()
+}
+
+// append adds the values that the path has below root.
+func (v viewer) append(values []*posturev1.Value, root protoreflect.Message) []*posturev1.Value {
+	budget := maxValues
+	return v.walk(values, root, v.root, v.steps, &budget)
+}
+
+func (v viewer) walk(values []*posturev1.Value, m protoreflect.Message, path string, steps []step, budget *int) []*posturev1.Value {
+	s := steps[0]
+	path += "." + string(s.field.Name())
+	if !s.entries {
+		if len(steps) == 1 {
+			return append(values, &posturev1.Value{Path: path, Value: render(s.field, m.Get(s.field), m.Has(s.field))})
+		}
+		return v.walk(values, m.Get(s.field).Message(), path, steps[1:], budget)
+	}
+	list := m.Get(s.field).List()
+	if list.Len() == 0 {
+		return append(values, &posturev1.Value{Path: path, Value: "none"})
+	}
+	for i := range list.Len() {
+		if *budget == 0 {
+			return append(values, &posturev1.Value{Path: path, Value: strconv.Itoa(list.Len()-i) + " more"})
+		}
+		entry := path + "[" + strconv.Itoa(i) + "]"
+		if len(steps) > 1 {
+			values = v.walk(values, list.Get(i).Message(), entry, steps[1:], budget)
+			continue
+		}
+		*budget--
+		values = append(values, &posturev1.Value{Path: entry, Value: summary(list.Get(i).Message().Interface())})
+	}
+	return values
+}
+
+// render is a field's value in short.
+func render(f protoreflect.FieldDescriptor, v protoreflect.Value, has bool) string {
+	switch {
+	case f.IsList():
+		list := v.List()
+		parts := make([]string, 0, min(list.Len(), maxValues))
+		for i := range min(list.Len(), maxValues) {
+			parts = append(parts, scalar(f, list.Get(i)))
+		}
+		if len(parts) == 0 {
+			return "none"
+		}
+		return short(strings.Join(parts, ", "))
+	case f.Message() != nil && !has:
+		return "not reported"
+	case f.Message() != nil:
+		return summary(v.Message().Interface())
+	}
+	return scalar(f, v)
+}
+
+func scalar(f protoreflect.FieldDescriptor, v protoreflect.Value) string {
+	switch f.Kind() {
+	case protoreflect.EnumKind:
+		return enumWord(f.Enum(), v.Enum())
+	case protoreflect.StringKind:
+		if v.String() == "" {
+			return "(empty)"
+		}
+		return short(v.String())
+	}
+	return short(v.String())
+}
+
+// enumWord is the name of an enum value without the enum's own.
+func enumWord(enum protoreflect.EnumDescriptor, n protoreflect.EnumNumber) string {
+	value := enum.Values().ByNumber(n)
+	if value == nil {
+		return strconv.Itoa(int(n))
+	}
+	return shortName(enum, string(value.Name()))
+}
+
+// summary is a message in short, empty for messages of which there is none.
+func summary(m proto.Message) string {
+	switch m := m.(type) {
+	case *timestamppb.Timestamp:
+		return m.AsTime().UTC().Format(time.RFC3339)
+	case *durationpb.Duration:
+		return m.AsDuration().String()
+	case *posturev1.Volume:
+		return volumeSummary(m)
+	case *posturev1.PendingUpdate:
+		return short(m.GetPackage() + " " + m.GetInstalledVersion() + " → " + m.GetFixedVersion() + ", offered since " + dateWord(m.GetFirstSeenAt()))
+	case *posturev1.Feed:
+		return short(m.GetOrigin() + " " + m.GetCodename() + ", released " + dateWord(m.GetReleasedAt()) + ", fetched " + dateWord(m.GetFetchedAt()))
+	case *posturev1.Patch:
+		return strconv.Itoa(int(m.GetPendingSecurity())) + " security updates pending, " + strconv.Itoa(int(m.GetInstalledPackages())) + " packages"
+	case *posturev1.Platform:
+		return short(m.GetDistribution() + " " + m.GetVersion())
+	case *posturev1.VpnClient:
+		return short(m.GetProduct() + " " + m.GetVersion() + ", installed " + ternaryWord(m.GetInstalled()) + ", session alive " + ternaryWord(m.GetSessionAlive()))
+	case *posturev1.Reading:
+		return short(readingWord(m.GetState()) + " " + m.GetReason())
+	case *posturev1.FirewallEngine:
+		return short(m.GetEngine() + ", rules loaded " + ternaryWord(m.GetRulesLoaded()) + ", drops by default " + ternaryWord(m.GetInboundDefaultDrop()))
+	}
+	return "reported"
+}
+
+// volumeSummary shows what lies between a volume and the hardware:
+// "ROOT ext4: luks2 aes-xts-plain64 (header) > partition".
+func volumeSummary(v *posturev1.Volume) string {
+	var b strings.Builder
+	b.WriteString(shortName(v.GetMountClass().Descriptor(), v.GetMountClass().String()))
+	b.WriteByte(' ')
+	b.WriteString(v.GetFilesystem())
+	b.WriteString(": ")
+	b.WriteString(string(encryptionOf(v).state))
+	for i, p := range v.GetPaths() {
+		b.WriteString([]string{", ", " | "}[min(i, 1)])
+		for j, l := range p.GetLayers() {
+			if j > 0 {
+				b.WriteString(" > ")
+			}
+			b.WriteString(strings.ToLower(shortName(l.GetType().Descriptor(), l.GetType().String())))
+			if l.GetCipher() != "" {
+				b.WriteByte(' ')
+				b.WriteString(l.GetCipher())
+			}
+		}
+	}
+	return short(b.String())
+}
+
+func dateWord(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return "unknown"
+	}
+	return t.AsTime().UTC().Format(time.DateOnly)
+}
+
+func ternaryWord(t posturev1.Ternary) string {
+	switch t {
+	case posturev1.Ternary_TERNARY_YES:
+		return "yes"
+	case posturev1.Ternary_TERNARY_NO:
+		return "no"
+	}
+	return "unknown"
+}
+
+func readingWord(s posturev1.ReadingState) string { return shortName(s.Descriptor(), s.String()) }
+
+// short makes a text from a notebook fit to be shown: one line of printable
+// runes, cut where it is too long.
+func short(s string) string {
+	plain := true
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			plain = false
+			break
+		}
+	}
+	if plain && len(s) <= maxValueRunes {
+		return strings.TrimSpace(s)
+	}
+	var b strings.Builder
+	n := 0
+	for _, r := range s {
+		if n++; n > maxValueRunes {
+			b.WriteString("…")
+			break
+		}
+		if !unicode.IsPrint(r) {
+			r = ' '
+		}
+		b.WriteRune(r)
+	}
+	return strings.TrimSpace(b.String())
+}
+
+func orElse(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
