@@ -42,7 +42,7 @@ type ServerOptions struct {
 	Registry *Registry
 	Issuer   Issuer
 	// Limits; the zero value is DefaultLimits.
-	Limits  Limits
+	Limits Limits
 	// Log; nil: nothing is logged.
 	Log *slog.Logger
 	// Metrics; nil: nothing is counted.

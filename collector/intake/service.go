@@ -1,0 +1,285 @@
+// Package intake is the collector's side of the agents' streams.
+//
+// Rules. Who a device is, is taken from its verified certificate, never from a
+// message. That it may be here is asked at the handshake, when its stream
+// begins, and for every message; the moment it no longer may, its stream ends.
+// A report is acknowledged when the Verifier has stored it, not before. A
+// stream costs two goroutines and no copy of the evidence; its queue is one
+// order of each kind.
+package intake
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"pfoertner/collector/authority"
+	"pfoertner/internal/attest"
+	"pfoertner/internal/mtls"
+	agentv1 "pfoertner/proto/pfoertner/agent/v1"
+	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
+)
+
+// Registry knows which devices are accepted (enrolment.Registry).
+type Registry interface {
+	// Accepts returns nil if the device is known and active and this is its key
+	// (SHA-256 of the SubjectPublicKeyInfo).
+	Accepts(deviceID string, spki []byte) error
+	Device(id string) (*fleetv1.Device, bool)
+	// Renew replaces the key from by the one of a certificate just issued.
+	Renew(ctx context.Context, deviceID string, from, spki []byte, serial string, notAfter time.Time) error
+	// OnChange registers what is called after every change of a device.
+	OnChange(fn func(*fleetv1.Device))
+}
+
+// Verifier appraises and stores. Its methods return nil after the commit.
+type Verifier interface {
+	Submit(ctx context.Context, deviceID string, ev *posturev1.Evidence, collectedAt time.Time) (*posturev1.Result, error)
+	// Confirm says that the stored evidence was collected again, unchanged.
+	Confirm(ctx context.Context, deviceID string, collectedAt time.Time) (*posturev1.Result, error)
+}
+
+// Reports has the newest stored evidence: what a delta is applied to. When
+// there is none the error wraps fs.ErrNotExist.
+type Reports interface {
+	Report(ctx context.Context, deviceID string) (*posturev1.Evidence, *posturev1.Result, error)
+}
+
+// Issuer issues device certificates.
+type Issuer interface {
+	IssueDevice(deviceID string, key crypto.PublicKey) (*authority.Certificate, error)
+	TrustBundle() [][]byte
+}
+
+// Options is what the service needs.
+type Options struct {
+	Registry Registry
+	Verifier Verifier
+	Reports  Reports
+	Issuer   Issuer
+	// ReportInterval says how long a notebook may stay silent; asked for every
+	// new stream.
+	ReportInterval func() time.Duration
+	// Version of the collector, told to agents.
+	Version string
+	// MessageRate and MessageBurst bound what one stream may send; who sends
+	// more waits. Zero: 5/s after a burst of 20. rate.Inf: no bound.
+	MessageRate  rate.Limit
+	MessageBurst int
+	// Log; nil: nothing is logged.
+	Log *slog.Logger
+	// Metrics; nil: nothing is counted.
+	Metrics *Metrics
+	// Now is the clock; nil: time.Now.
+	Now func() time.Time
+}
+
+// Service is agent.v1 SessionService.
+type Service struct {
+	agentv1.UnimplementedSessionServiceServer
+	Options
+
+	mu       sync.Mutex
+	closed   bool
+	live     map[string]*session
+	presence map[string]presence // every device since the collector started
+}
+
+type presence struct {
+	lastSeen     time.Time
+	agentVersion string
+}
+
+// Why streams end.
+var (
+	errReplaced    = status.Error(codes.Aborted, "another stream of this device has begun")
+	errCertificate = status.Error(codes.Unauthenticated, "the certificate has ended")
+	errClosing     = status.Error(codes.Unavailable, "the collector is stopping")
+	errNoHello     = status.Error(codes.DeadlineExceeded, "no hello in time")
+	errNotStored   = status.Error(codes.Unavailable, "the collector cannot store reports now")
+)
+
+// NewService makes the service and subscribes it to the Registry.
+func NewService(o Options) *Service {
+	if o.MessageRate == 0 {
+		o.MessageRate, o.MessageBurst = 5, 20
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	s := &Service{Options: o, live: map[string]*session{}, presence: map[string]presence{}}
+	o.Registry.OnChange(s.changed)
+	return s
+}
+
+type connectStream = grpc.BidiStreamingServer[agentv1.ConnectRequest, agentv1.ConnectResponse]
+
+// Connect is a device's stream. The handler only waits for the end: reading and
+// writing is done by another goroutine, so that no client that does not read
+// can hold up its own end.
+func (s *Service) Connect(stream connectStream) error {
+	id, cert, err := mtls.Peer(stream.Context(), mtls.RoleDevice)
+	if err != nil {
+		return status.Error(codes.Unauthenticated, "a device certificate is needed")
+	}
+	spki, err := attest.SPKI(cert.PublicKey)
+	if err != nil {
+		return status.Error(codes.Unauthenticated, err.Error())
+	}
+	ctx, end := context.WithCancelCause(stream.Context())
+	defer end(nil)
+	ctx, stop := context.WithDeadlineCause(ctx, cert.NotAfter, errCertificate)
+	defer stop()
+
+	st := newSession(s, stream, id, cert, spki, end)
+	if err := s.begin(st); err != nil {
+		return err
+	}
+	defer s.finish(st)
+	// Asked after begin: a change in between ends the session by changed.
+	if err := st.accepted(); err != nil {
+		return err
+	}
+	go func() { end(st.serve(ctx)) }()
+	<-ctx.Done()
+	return s.ended(ctx, st)
+}
+
+// ended says how a stream ended. The agent is told a status; what else went
+// wrong is for the log.
+func (s *Service) ended(ctx context.Context, st *session) error {
+	cause := context.Cause(ctx)
+	switch _, isStatus := status.FromError(cause); {
+	case errors.Is(cause, errFinished):
+		return nil
+	case st.stream.Context().Err() != nil:
+		return status.FromContextError(st.stream.Context().Err()).Err()
+	case !isStatus:
+		s.Log.ErrorContext(ctx, "stream failed", "device_id", st.deviceID, "error", cause)
+		return status.Error(codes.Internal, "the collector cannot go on with this stream")
+	}
+	s.Metrics.ended(status.Code(cause))
+	s.Log.InfoContext(ctx, "stream ended by the collector", "device_id", st.deviceID, "reason", status.Convert(cause).Message())
+	return cause
+}
+
+// begin makes the session its device's only one.
+func (s *Service) begin(st *session) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errClosing
+	}
+	if before := s.live[st.deviceID]; before != nil {
+		before.end(errReplaced)
+	}
+	s.live[st.deviceID] = st
+	s.Metrics.streams(len(s.live))
+	return nil
+}
+
+func (s *Service) finish(st *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.live[st.deviceID] == st {
+		delete(s.live, st.deviceID)
+	}
+	s.Metrics.streams(len(s.live))
+}
+
+// seen notes a sign of life.
+func (s *Service) seen(st *session, at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.presence[st.deviceID] = presence{at, st.agentVersion}
+}
+
+func (s *Service) session(deviceID string) *session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.live[deviceID]
+}
+
+// changed ends the stream of a device that is no longer accepted.
+func (s *Service) changed(d *fleetv1.Device) {
+	if st := s.session(d.GetId()); st != nil {
+		if err := st.accepted(); err != nil {
+			st.end(err)
+		}
+	}
+}
+
+// CheckCertificate refuses, at the handshake, devices that are not accepted. It
+// fits mtls.ServerOptions.Check.
+func (s *Service) CheckCertificate(cert *x509.Certificate) error {
+	_, id, err := mtls.Identity(cert)
+	if err != nil {
+		return err
+	}
+	spki, err := attest.SPKI(cert.PublicKey)
+	if err != nil {
+		return err
+	}
+	if err := s.Registry.Accepts(id, spki); err != nil {
+		s.Metrics.handshakeRefused()
+		s.Log.Warn("handshake of a device refused", "device_id", id, "certificate_serial", cert.SerialNumber.Text(16), "reason", err)
+		return fmt.Errorf("device %s: %w", id, err)
+	}
+	return nil
+}
+
+// Online says whether a device has a stream now, when it last sent anything
+// and the version of its agent: zero and empty when it was not here since the
+// collector started.
+func (s *Service) Online(deviceID string) (online bool, lastSeen time.Time, agentVersion string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.presence[deviceID]
+	return s.live[deviceID] != nil, p.lastSeen, p.agentVersion
+}
+
+// Collect asks a device to collect and report now. It returns false when the
+// device is not online. It does not wait.
+func (s *Service) Collect(deviceID, reason string) bool {
+	st := s.session(deviceID)
+	if st != nil {
+		st.order(func(o *orders) { o.collect = &agentv1.Collect{Reason: reason} })
+	}
+	return st != nil
+}
+
+// Push tells a device a new result of its evidence: a policy changed, or a
+// grace period ended. It returns false when the device is not online. It does
+// not wait.
+func (s *Service) Push(deviceID string, result *posturev1.Result) bool {
+	st := s.session(deviceID)
+	if st != nil {
+		st.order(func(o *orders) { o.result = result })
+	}
+	return st != nil
+}
+
+// Close ends all streams; their agents come back elsewhere or later. New ones
+// are refused from now on.
+func (s *Service) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, st := range s.live {
+		st.end(errClosing)
+	}
+}

@@ -1,0 +1,236 @@
+package intake
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"pfoertner/internal/posture"
+	agentv1 "pfoertner/proto/pfoertner/agent/v1"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
+)
+
+const (
+	nonceBytes   = 16
+	helloTimeout = 15 * time.Second
+)
+
+// errFinished is the end of a stream that the agent has closed properly.
+var errFinished = errors.New("finished")
+
+// session is one live stream. Fields of the lower part are the reading
+// goroutine's own.
+type session struct {
+	service  *Service
+	stream   connectStream
+	deviceID string
+	cert     *x509.Certificate
+	spki     []byte
+	// end ends the stream with a cause; the first one counts.
+	end context.CancelCauseFunc
+
+	sending    sync.Mutex // one goroutine at a time may send
+	resultSent [sha256.Size]byte
+
+	ordering   sync.Mutex
+	orders     orders
+	delivering bool
+
+	limiter      *rate.Limiter
+	agentVersion string
+	nonce        []byte
+	sequence     uint64
+	digest       []byte // of the evidence that is stored; nil: full evidence is due
+	resyncs      int    // without an acknowledgement between them
+	renewal      *renewal
+	renewedAt    time.Time
+}
+
+// orders are what others want told to the device: the newest of each kind.
+type orders struct {
+	collect *agentv1.Collect
+	result  *posturev1.Result
+}
+
+func newSession(s *Service, stream connectStream, id string, cert *x509.Certificate, spki []byte, end context.CancelCauseFunc) *session {
+	return &session{
+		service: s, stream: stream, deviceID: id, cert: cert, spki: spki, end: end,
+		limiter: rate.NewLimiter(s.MessageRate, s.MessageBurst),
+	}
+}
+
+// accepted asks the Registry whether this device with this key may be here.
+func (st *session) accepted() error {
+	if err := st.service.Registry.Accepts(st.deviceID, st.spki); err != nil {
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	return nil
+}
+
+// serve reads the stream until it ends and returns why: always an error.
+func (st *session) serve(ctx context.Context) error {
+	late := time.AfterFunc(helloTimeout, func() { st.end(errNoHello) })
+	defer late.Stop()
+	m, err := st.receive(ctx)
+	if err != nil {
+		return err
+	}
+	late.Stop()
+	if m.GetHello() == nil {
+		return invalid("the first message is not a hello")
+	}
+	if err := st.welcome(m.GetHello()); err != nil {
+		return err
+	}
+	for {
+		m, err := st.receive(ctx)
+		if err != nil {
+			return err
+		}
+		st.service.seen(st, st.service.Now())
+		if err := st.handle(ctx, m); err != nil {
+			return err
+		}
+	}
+}
+
+// receive waits for the next message and for the right to read it.
+func (st *session) receive(ctx context.Context) (*agentv1.ConnectRequest, error) {
+	if err := st.limiter.Wait(ctx); err != nil {
+		return nil, err
+	}
+	m, err := st.stream.Recv()
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil, errFinished
+	case err != nil:
+		return nil, err
+	}
+	if err := st.accepted(); err != nil {
+		return nil, err
+	}
+	if err := posture.CheckLimits(m); err != nil {
+		return nil, invalid("%v", err)
+	}
+	return m, nil
+}
+
+func (st *session) welcome(hello *agentv1.ClientHello) error {
+	st.agentVersion = hello.GetAgentVersion()
+	now := st.service.Now()
+	st.service.seen(st, now)
+	st.nonce = make([]byte, nonceBytes)
+	if _, err := rand.Read(st.nonce); err != nil {
+		return err
+	}
+	// A third of the life, as authority.DeviceRenewAfter is.
+	renew := st.cert.NotBefore.Add(st.cert.NotAfter.Sub(st.cert.NotBefore) / 3).Sub(now)
+	return st.send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Welcome{Welcome: &agentv1.Welcome{
+		Capability: posture.Capability, Nonce: st.nonce, CollectorVersion: st.service.Version,
+		ReportInterval: durationpb.New(st.service.ReportInterval()),
+		RenewAfter:     durationpb.New(max(renew, 0)),
+	}}})
+}
+
+func (st *session) handle(ctx context.Context, m *agentv1.ConnectRequest) error {
+	switch body := m.GetMessage().(type) {
+	case *agentv1.ConnectRequest_Report:
+		return st.report(ctx, body.Report)
+	case *agentv1.ConnectRequest_Renewal:
+		return st.requestRenewal(body.Renewal)
+	case *agentv1.ConnectRequest_RenewalProof:
+		return st.proveRenewal(ctx, body.RenewalProof)
+	case *agentv1.ConnectRequest_Hello:
+		return invalid("a second hello")
+	}
+	if len(m.ProtoReflect().GetUnknown()) > 0 {
+		return nil // of a kind that only a newer agent knows
+	}
+	return invalid("an empty message")
+}
+
+func (st *session) send(m *agentv1.ConnectResponse) error {
+	st.sending.Lock()
+	defer st.sending.Unlock()
+	return st.stream.Send(m)
+}
+
+// sendResult sends a result if it says anything new, times apart.
+func (st *session) sendResult(r *posturev1.Result) error {
+	print, err := resultPrint(r)
+	if err != nil {
+		return err
+	}
+	st.sending.Lock()
+	defer st.sending.Unlock()
+	if print == st.resultSent {
+		return nil
+	}
+	st.resultSent = print
+	return st.stream.Send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Result{Result: r}})
+}
+
+// resultPrint is the SHA-256 of a result without the times of its making.
+func resultPrint(r *posturev1.Result) ([sha256.Size]byte, error) {
+	stable := proto.CloneOf(r)
+	stable.CollectedAt, stable.AppraisedAt, stable.FreshUntil, stable.ExpiresAt = nil, nil, nil, nil
+	stable.EvidenceDigest = nil
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(stable)
+	if err != nil {
+		return [sha256.Size]byte{}, fmt.Errorf("marshalling result: %w", err)
+	}
+	return sha256.Sum256(b), nil
+}
+
+// order adds an order and sees to its delivery. At most one goroutine of a
+// stream delivers, only while there is something to deliver, and it ends with
+// the stream.
+func (st *session) order(add func(*orders)) {
+	st.ordering.Lock()
+	defer st.ordering.Unlock()
+	add(&st.orders)
+	if !st.delivering {
+		st.delivering = true
+		go st.deliver()
+	}
+}
+
+func (st *session) deliver() {
+	for {
+		st.ordering.Lock()
+		o := st.orders
+		st.orders = orders{}
+		if o == (orders{}) {
+			st.delivering = false
+			st.ordering.Unlock()
+			return
+		}
+		st.ordering.Unlock()
+		if o.result != nil && st.sendResult(o.result) != nil {
+			continue // the stream has ended
+		}
+		if o.collect != nil && st.send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Collect{Collect: o.collect}}) != nil {
+			continue
+		}
+	}
+}
+
+func invalid(format string, args ...any) error {
+	return status.Errorf(codes.InvalidArgument, format, args...)
+}
+
+// same compares what an agent echoes; empty is never the same.
+func same(a, b []byte) bool { return len(a) > 0 && bytes.Equal(a, b) }
