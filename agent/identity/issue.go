@@ -38,6 +38,10 @@ func issued(key crypto.Signer, m *agentv1.Issued) (*Identity, error) {
 	return id, nil
 }
 
+// ErrReplaced is the error of Renew when somebody has enrolled this notebook
+// anew in the meantime.
+var ErrReplaced = errors.New("the identity was replaced")
+
 // Renewal is one exchange of the device key for a fresh one, over a stream
 // that the old one opened.
 type Renewal struct {
@@ -47,9 +51,20 @@ type Renewal struct {
 	csr   []byte
 }
 
-// Renew begins a renewal of id with a new key. Nothing is stored until
-// Complete.
+// Renew begins a renewal of id with a new key. It writes id once more first: a
+// disk that takes nothing must be noticed before the collector has replaced the
+// key, not after. It returns ErrReplaced when id is not what is stored any more.
 func (s *State) Renew(id *Identity) (*Renewal, error) {
+	stored, err := s.Load()
+	if err != nil {
+		return nil, err
+	}
+	if !stored.Enrolled() || !stored.Chain[0].Equal(id.Chain[0]) {
+		return nil, ErrReplaced
+	}
+	if err := s.Save(id); err != nil {
+		return nil, err
+	}
 	key, err := s.keys.Generate()
 	if err != nil {
 		return nil, fmt.Errorf("making key: %w", err)

@@ -64,6 +64,9 @@ func private(name string, info fs.FileInfo) error {
 	return nil
 }
 
+// Path is the identity file.
+func (s *State) Path() string { return s.path }
+
 // Load reads the identity. It returns ErrNotEnrolled when there is no file,
 // and ErrBroken, with what is wrong, when there is one that is not whole. An
 // identity without a certificate is one that waits for approval.

@@ -9,7 +9,9 @@ import (
 // jitter, a random wait between zero and a bound that doubles. The zero value
 // never waits; use Retry or Refused.
 type Backoff struct {
-	// Base bounds the first wait, Cap every wait.
+	// Floor is added to every wait.
+	Floor time.Duration
+	// Base bounds the random part of the first wait, Cap that of every wait.
 	Base, Cap time.Duration
 
 	attempts int
@@ -20,7 +22,9 @@ func Retry() *Backoff { return &Backoff{Base: time.Second, Cap: 5 * time.Minute}
 
 // Refused is for a collector that does not accept this device: somebody has to
 // act before that changes, so it is asked less often.
-func Refused() *Backoff { return &Backoff{Base: 30 * time.Second, Cap: 10 * time.Minute} }
+func Refused() *Backoff {
+	return &Backoff{Floor: 10 * time.Second, Base: 20 * time.Second, Cap: 10 * time.Minute}
+}
 
 // Next returns how long to wait before the next attempt.
 func (b *Backoff) Next() time.Duration {
@@ -33,9 +37,9 @@ func (b *Backoff) Next() time.Duration {
 		b.attempts++
 	}
 	if bound <= 0 {
-		return 0
+		return b.Floor
 	}
-	return rand.N(bound)
+	return b.Floor + rand.N(bound)
 }
 
 // Reset starts again at Base.

@@ -1,0 +1,235 @@
+// Package session keeps the notebook's posture known to the collector: it
+// collects when something changed, when asked and when it has been silent for
+// long, and holds a stream on which the collector is told.
+//
+//	Watcher ─ what changed ─▶ readings ─ newest evidence ─▶ stream ══▶ collector
+//	collector ═ collect now, resync, result, renewal ═▶ stream
+//
+// Rules. Posture is state, not a log: only the newest evidence is kept, at most
+// one report is on its way, and what changes meanwhile goes with the next one.
+// Every stream begins with full evidence, so nothing depends on what an earlier
+// one achieved. A collector that is away costs the notebook nothing but a
+// look now and then; one that misbehaves ends its own stream and nothing else.
+package session
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
+
+	"pfoertner/agent/identity"
+	"pfoertner/agent/status"
+	"pfoertner/agent/uplink"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
+)
+
+// Collector reads the machine.
+type Collector interface {
+	// Collect reads the named sections, all when none is named, and returns
+	// evidence of every section. It never changes what it returned before.
+	Collect(ctx context.Context, sections ...string) *posturev1.Evidence
+}
+
+// Watcher tells when the machine has changed.
+type Watcher interface {
+	// Watch calls notify with the sections to read again, all when none is
+	// named, until ctx ends.
+	Watch(ctx context.Context, notify func(sections ...string)) error
+}
+
+// Board shows the notebook's user how things are.
+type Board interface {
+	// Connection is how the way to the collector is from now on.
+	Connection(status.Connection)
+	// Acknowledged is told when the collector has stored a report.
+	Acknowledged(at time.Time)
+	// Judged is told every result.
+	Judged(*posturev1.Result)
+}
+
+// Options of Run. All but Watcher have to be set.
+type Options struct {
+	Target    uplink.Target
+	State     *identity.State
+	Collector Collector
+	// Watcher may be nil: then only time and the collector make the agent
+	// collect.
+	Watcher Watcher
+	Board   Board
+	Log     *slog.Logger
+}
+
+const (
+	// stableAfter is how long a stream has to last, with something
+	// acknowledged on it, before the next failure counts as the first.
+	stableAfter = 30 * time.Second
+	// hurryEvery bounds how often network changes cut a wait short, so that a
+	// flapping link does not turn into an attack on the collector.
+	hurryEvery = 3 * time.Second
+)
+
+// agent is one running Run.
+type agent struct {
+	Options
+	readings *readings
+	// network is told when links or routes may have changed.
+	network        chan struct{}
+	hurry          *rate.Limiter
+	retry, refused *uplink.Backoff
+}
+
+// Run reports until ctx ends, and then returns nil. It returns an error only
+// when the identity cannot be read: that needs a person.
+func Run(ctx context.Context, o Options) error {
+	return newAgent(o).run(ctx)
+}
+
+func newAgent(o Options) *agent {
+	return &agent{
+		Options:  o,
+		readings: newReadings(o.Collector, o.Log),
+		network:  make(chan struct{}, 1),
+		hurry:    rate.NewLimiter(rate.Every(hurryEvery), 2),
+		retry:    uplink.Retry(),
+		refused:  uplink.Refused(),
+	}
+}
+
+func (a *agent) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	defer cancel()
+	parts.Go(func() { a.readings.run(ctx) })
+	if a.Watcher != nil {
+		parts.Go(func() { a.watch(ctx) })
+	}
+	return a.connect(ctx)
+}
+
+// watch passes on what the Watcher notices. Without it the agent would still
+// report in every interval, so a Watcher that fails is started again later.
+func (a *agent) watch(ctx context.Context) {
+	again := uplink.Retry()
+	for {
+		err := a.Watcher.Watch(ctx, a.noticed)
+		if ctx.Err() != nil {
+			return
+		}
+		a.Log.Warn("watching the machine ended", "error", err)
+		if !sleep(ctx, again.Next()) {
+			return
+		}
+	}
+}
+
+func (a *agent) noticed(sections ...string) {
+	a.readings.request(sections...)
+	if len(sections) == 0 || slices.Contains(sections, "vpn") {
+		signal(a.network)
+	}
+}
+
+// connect holds one stream after the other.
+func (a *agent) connect(ctx context.Context) error {
+	for {
+		began := time.Now()
+		acknowledged, err := a.attempt(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if errors.Is(err, identity.ErrBroken) {
+			return err
+		}
+		if acknowledged && time.Since(began) >= stableAfter {
+			a.retry.Reset()
+			a.refused.Reset()
+		}
+		if (errors.Is(err, errRenewed) || errors.Is(err, errMoved)) && a.hurry.Allow() {
+			a.Log.Info("connecting anew", "reason", err)
+			continue
+		}
+		state, wait := a.setback(err)
+		a.Board.Connection(state)
+		a.Log.Warn("no connection to the collector", "error", err, "next_attempt_in", wait.Round(time.Millisecond))
+		if !a.pause(ctx, wait) {
+			return nil
+		}
+	}
+}
+
+// setback says what an ended stream means, and how long to wait.
+func (a *agent) setback(err error) (status.Connection, time.Duration) {
+	code := grpcstatus.Code(err)
+	switch {
+	case errors.Is(err, identity.ErrExpired):
+		return status.Expired, a.refused.Next()
+	case errors.Is(err, identity.ErrNotEnrolled):
+		return status.NotEnrolled, a.refused.Next()
+	case code == codes.PermissionDenied, code == codes.Unauthenticated:
+		return status.Refused, a.refused.Next()
+	}
+	return status.Unreachable, a.retry.Next()
+}
+
+// pause waits, but not longer than until the network changes. It returns false
+// when ctx has ended.
+func (a *agent) pause(ctx context.Context, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-timer.C:
+			return true
+		case <-a.network:
+			if a.hurry.Allow() {
+				return true
+			}
+		}
+	}
+}
+
+// attempt opens one stream with the identity as it is on disk now, and serves
+// it until it ends. acknowledged says whether a report was stored.
+func (a *agent) attempt(ctx context.Context) (acknowledged bool, err error) {
+	id, err := a.State.Load()
+	if err != nil {
+		return false, err
+	}
+	s, err := a.newStream(id)
+	if err != nil {
+		return false, err
+	}
+	defer s.conn.Close()
+	err = s.serve(ctx)
+	return s.acknowledged, err
+}
+
+// signal tells a channel of capacity one without waiting.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// sleep returns false when ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

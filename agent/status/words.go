@@ -1,0 +1,117 @@
+package status
+
+import (
+	"strings"
+	"time"
+)
+
+// Words are the texts of one language.
+type Words struct {
+	pick func(Text) string
+	time func(time.Time) string
+	day  func(time.Time) string
+
+	admit, quarantine, deny, ended         block
+	refused, expired, notEnrolled, pending block
+
+	noneTitle, none               string
+	fingerprint, code             string
+	warning, since, grace, remedy string
+	lastContact, neverReached     string
+	unreachable, silent           string
+	noService                     string
+}
+
+type block struct{ title, text string }
+
+// NoService is what to say when there is no status at all.
+func (w *Words) NoService() string { return w.noService }
+
+// Language returns the words for a language tag or locale: "de_DE.UTF-8", "en".
+// What names no language ("", "C", "POSIX") gets German, the language of the
+// house; every other one English.
+func Language(locale string) *Words {
+	name, _, _ := strings.Cut(strings.ToLower(locale), ".")
+	name, _, _ = strings.Cut(strings.ReplaceAll(name, "-", "_"), "_")
+	switch name {
+	case "de", "", "c", "posix":
+		return german()
+	}
+	return english()
+}
+
+func german() *Words {
+	return &Words{
+		pick: func(t Text) string { return t.De },
+		time: func(t time.Time) string { return t.Format("02.01.2006, 15:04 Uhr") },
+		day:  func(t time.Time) string { return t.Format("02.01.2006") },
+
+		admit: block{"Zugang zum Verwaltungsnetz", "Ihr Dienst-Notebook ist zugelassen."},
+		quarantine: block{"Eingeschränkter Zugang zum Verwaltungsnetz (Quarantäne)",
+			"Ihr Dienst-Notebook erreicht zurzeit nur die Stellen, von denen es Aktualisierungen bekommt."},
+		deny: block{"Kein Zugang zum Verwaltungsnetz", "Ihr Dienst-Notebook erfüllt die Richtlinie nicht."},
+		ended: block{"Eingeschränkter Zugang zum Verwaltungsnetz",
+			"Der letzte Nachweis Ihres Dienst-Notebooks galt bis %s. Verbinden Sie das Gerät mit dem Internet und warten Sie einige Minuten."},
+		refused: block{"Ihr Dienst-Notebook wird nicht angenommen",
+			"Die zentrale Stelle nimmt die Meldungen dieses Geräts nicht an. Bitte wenden Sie sich an Ihre IT-Stelle."},
+		expired: block{"Die Aufnahme Ihres Dienst-Notebooks ist abgelaufen",
+			"Das Gerät war zu lange nicht verbunden oder seine Uhr geht falsch. Prüfen Sie Datum und Uhrzeit. Hilft das nicht, wenden Sie sich bitte an Ihre IT-Stelle: Sie nimmt das Gerät neu auf."},
+		notEnrolled: block{"Ihr Dienst-Notebook ist noch nicht aufgenommen",
+			"Die Aufnahme ist noch nicht abgeschlossen. Verbinden Sie das Gerät mit dem Internet. Dauert das länger als einen Tag, wenden Sie sich bitte an Ihre IT-Stelle."},
+		pending: block{"Die Aufnahme Ihres Dienst-Notebooks wartet auf Freigabe",
+			"Ihre IT-Stelle prüft die Aufnahme. Sie müssen nichts tun."},
+
+		noneTitle:   "Noch keine Entscheidung",
+		none:        "Für Ihr Dienst-Notebook liegt noch keine Bewertung vor.",
+		fingerprint: "Prüfzahl des Geräts: %s",
+		code:        "Hilft das nicht, nennen Sie Ihrer IT-Stelle die Vorgangsnummer %s.",
+		warning:     "Hinweis: ",
+		since:       "Nicht erfüllt seit: %s",
+		grace:       "Übergangsfrist bis: %s",
+		remedy:      "So beheben Sie es: %s",
+
+		lastContact:  "Letzter Kontakt zur zentralen Stelle: %s",
+		neverReached: "Die zentrale Stelle wurde noch nicht erreicht. Verbinden Sie das Gerät mit dem Internet.",
+		unreachable:  "Die zentrale Stelle ist zurzeit nicht erreichbar. Das Gerät versucht es von selbst wieder.",
+		silent:       "Seitdem hat sich der Dienst pfoertner-agent nicht mehr gemeldet. Starten Sie das Gerät neu. Hilft das nicht, wenden Sie sich bitte an Ihre IT-Stelle.",
+		noService:    "Der Dienst pfoertner-agent hat auf diesem Gerät noch nichts gemeldet. Starten Sie das Gerät neu. Hilft das nicht, wenden Sie sich bitte an Ihre IT-Stelle.",
+	}
+}
+
+func english() *Words {
+	return &Words{
+		pick: func(t Text) string { return t.En },
+		time: func(t time.Time) string { return t.Format("2 January 2006, 15:04") },
+		day:  func(t time.Time) string { return t.Format("2 January 2006") },
+
+		admit: block{"Access to the administration's network", "Your service notebook is admitted."},
+		quarantine: block{"Limited access to the administration's network (quarantine)",
+			"For now your service notebook reaches only the places that it gets updates from."},
+		deny: block{"No access to the administration's network", "Your service notebook does not meet the policy."},
+		ended: block{"Limited access to the administration's network",
+			"The last evidence of your service notebook was valid until %s. Connect it to the internet and wait a few minutes."},
+		refused: block{"Your service notebook is not accepted",
+			"The collector does not accept reports of this device. Please ask your IT service."},
+		expired: block{"The enrolment of your service notebook has expired",
+			"The device was not connected for too long, or its clock is wrong. Check date and time. If that does not help, please ask your IT service: it enrols the device again."},
+		notEnrolled: block{"Your service notebook is not enrolled yet",
+			"The enrolment is not complete. Connect the device to the internet. If it takes more than a day, please ask your IT service."},
+		pending: block{"The enrolment of your service notebook waits for approval",
+			"Your IT service is checking it. There is nothing for you to do."},
+
+		noneTitle:   "No decision yet",
+		none:        "Your service notebook has not been appraised yet.",
+		fingerprint: "Fingerprint of the device: %s",
+		code:        "If that does not help, give your IT service the code %s.",
+		warning:     "Note: ",
+		since:       "Failing since: %s",
+		grace:       "Grace period until: %s",
+		remedy:      "What to do: %s",
+
+		lastContact:  "Last contact with the collector: %s",
+		neverReached: "The collector has not been reached yet. Connect the device to the internet.",
+		unreachable:  "The collector cannot be reached at the moment. The device keeps trying by itself.",
+		silent:       "The service pfoertner-agent has not reported since. Restart the device. If that does not help, please ask your IT service.",
+		noService:    "The service pfoertner-agent has not reported anything on this device yet. Restart the device. If that does not help, please ask your IT service.",
+	}
+}
