@@ -42,7 +42,8 @@ type Host struct {
 	Now func() time.Time
 }
 
-// System is the running system (gopsutil/v3 host).
+// System is the running system (gopsutil/v3 host). What could be read is
+// returned beside an error.
 type System interface {
 	Info(ctx context.Context) (SystemInfo, error)
 }
@@ -50,7 +51,7 @@ type System interface {
 // SystemInfo is gopsutil's view, reduced to what Evidence needs.
 type SystemInfo struct {
 	OS             string // "linux", "windows"
-	Platform       string // "debian"
+	Platform       string // Windows only, as are PlatformFamily and Version
 	PlatformFamily string
 	Version        string
 	KernelVersion  string
@@ -66,8 +67,8 @@ type Network interface {
 	// Route looks up where a packet to addr would go, as the kernel decides
 	// (all tables and rules). ErrNoRoute when nowhere.
 	Route(ctx context.Context, addr netip.Addr) (Route, error)
-	// IPsecPolicies lists the kernel's XFRM policies; never states: they hold
-	// keys.
+	// IPsecPolicies lists the kernel's XFRM policies that apply whatever the
+	// route is; never states: they hold keys.
 	IPsecPolicies(ctx context.Context) ([]IPsecPolicy, error)
 	// WireGuard lists devices without keys.
 	WireGuard(ctx context.Context) ([]WireGuardLink, error)
@@ -141,8 +142,9 @@ type Bus interface {
 	// VPNConnections lists NetworkManager's active connections that are VPNs.
 	// ErrNotFound when NetworkManager is not on the bus.
 	VPNConnections(ctx context.Context) ([]BusConnection, error)
-	// UnitActive says whether a systemd unit is active; ErrNotFound when the
-	// unit is not loaded.
+	// UnitActive says whether a systemd unit is active, or one of those that a
+	// pattern matches ("openvpn-client@*.service"); ErrNotFound when there is
+	// no such unit.
 	UnitActive(ctx context.Context, unit string) (bool, error)
 }
 
