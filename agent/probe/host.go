@@ -45,6 +45,7 @@ type Host struct {
 // System is the running system (gopsutil/v3 host). What could be read is
 // returned beside an error.
 type System interface {
+	// Info returns what could be read, also with an error.
 	Info(ctx context.Context) (SystemInfo, error)
 }
 
@@ -101,9 +102,6 @@ type IPsecPolicy struct {
 	Destination netip.Prefix
 	Source      netip.Prefix
 	Tunnel      bool
-	// Bound: it holds only for traffic of one xfrm interface (if_id) or with a
-	// mark, not for everything that the prefixes match.
-	Bound bool
 }
 
 // WireGuardLink is one WireGuard device; zero LastHandshake means never.

@@ -131,9 +131,8 @@ func collectKernel(ctx context.Context, h Host, images []kernelImage, changedAt 
 	}
 	var bootedAt time.Time
 	if h.System != nil {
-		if info, err := h.System.Info(ctx); err == nil {
-			bootedAt = info.BootTime
-		}
+		info, _ := h.System.Info(ctx) // what fails there, platform reports
+		bootedAt = info.BootTime
 	}
 	out.RebootPending = rebootPending(h.Files, kernel, changedAt, bootedAt)
 }

@@ -55,12 +55,9 @@ func (p *platform) collect(ctx context.Context, h Host, ev *posturev1.Evidence) 
 
 func (p *platform) collectSystem(ctx context.Context, h Host, out *posturev1.Platform) error {
 	if h.System == nil {
-		return errors.New("system: not readable on this machine")
+		return errors.New("the running system is not readable")
 	}
 	info, err := h.System.Info(ctx)
-	if err != nil {
-		return fmt.Errorf("system: %w", err)
-	}
 	out.Architecture = goArchitecture(info.KernelArch)
 	if info.VirtualRole == "guest" {
 		out.Hypervisor = info.Virtualization
@@ -68,7 +65,7 @@ func (p *platform) collectSystem(ctx context.Context, h Host, out *posturev1.Pla
 	if !info.BootTime.IsZero() {
 		out.BootedAt = timestamppb.New(p.bootTime(out.BootId, info.BootTime))
 	}
-	return nil
+	return err
 }
 
 // bootTime keeps the first time read for a boot: the kernel works it out from

@@ -28,7 +28,8 @@ type vpnProduct struct {
 	Programs []string `json:"programs"`
 	// Packages of distributions whose version is the client's, best first.
 	Packages []string `json:"packages"`
-	// Units of systemd that run it.
+	// Units of systemd that run it, patterns allowed. Not those that only start
+	// others: Debian's openvpn.service is active without any openvpn.
 	Units []string `json:"units"`
 	// Processes that must run for it to work. Empty: the kernel does the work,
 	// and the service runs when a link is there.
@@ -51,16 +52,7 @@ type linkPattern struct {
 }
 
 func (p linkPattern) matches(l Link) bool {
-	return linkKind(l) == p.Kind && strings.HasPrefix(l.Name, p.Prefix)
-}
-
-// linkKind is the kernel's name for the kind of link; the netlink library has
-// its own for one of them.
-func linkKind(l Link) string {
-	if l.Kind == "tuntap" {
-		return "tun"
-	}
-	return l.Kind
+	return l.Kind == p.Kind && strings.HasPrefix(l.Name, p.Prefix)
 }
 
 // tunnelKind says whether links of this kind hide what goes through them.
@@ -68,7 +60,7 @@ func linkKind(l Link) string {
 func tunnelKind(l Link) bool {
 	kinds := []string{"tun", "wireguard", "xfrm", "vti", "vti6", "ovpn", "ovpn-dco"}
 	// clatd's tun carries IPv4 over IPv6-only mobile networks, in clear.
-	return slices.Contains(kinds, linkKind(l)) && !strings.HasPrefix(l.Name, "clat")
+	return slices.Contains(kinds, l.Kind) && !strings.HasPrefix(l.Name, "clat")
 }
 
 // loadCatalogue returns the shipped catalogue with the administrator's entries

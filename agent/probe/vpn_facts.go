@@ -82,6 +82,9 @@ func clientContradictions(c *posturev1.VpnClient, product vpnProduct, links []Li
 	if unit == yes && processes == no {
 		add("service_running", "systemd", "active", "processes", "none of "+strings.Join(product.Processes, ", ")+" runs")
 	}
+	if product.kernelServes() && unit == yes && len(links) == 0 {
+		add("service_running", "systemd", "active", "netlink", "no interface of it is there")
+	}
 	up := false
 	for _, l := range links {
 		up = up || l.Up

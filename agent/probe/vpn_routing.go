@@ -79,7 +79,7 @@ func lookUp(ctx context.Context, n Network, addresses []netip.Addr, policies []I
 func inTunnel(policies []IPsecPolicy, source, destination netip.Addr) bool {
 	width, tunnel := -1, false
 	for _, p := range policies {
-		if p.Direction != "out" || p.Bound || !p.Destination.Contains(destination) || !p.Source.Contains(source) {
+		if p.Direction != "out" || !p.Destination.Contains(destination) || !p.Source.Contains(source) {
 			continue
 		}
 		if bits := p.Destination.Bits() + p.Source.Bits(); bits > width {
