@@ -59,6 +59,9 @@ func (v *Verifier) Note(hash []byte) {
 // Checked is how many records were given so far.
 func (v *Verifier) Checked() uint64 { return v.checked }
 
+// Sequence is the place of the record given last; 0 at the beginning.
+func (v *Verifier) Sequence() uint64 { return v.last.Sequence }
+
 // Next checks the next record as it was read.
 func (v *Verifier) Next(s Sealed) {
 	v.checked++

@@ -23,7 +23,7 @@ func BenchmarkSaveReport(b *testing.B) {
 	s := open(b, filepath.Join(b.TempDir(), "pfoertner.db"), Options{Committed: func(int) { commits.Add(1) }})
 	const fleet = 1000
 	enrol(b, s, fleet)
-	ev, res := bigReport(b)
+	ev, res := threeKB()
 
 	var next atomic.Int64
 	b.SetParallelism(32) // times two cores: 64 callers
@@ -70,10 +70,9 @@ func floorPerSecond(b *testing.B, size, group int) float64 {
 	return groups * float64(group) / time.Since(started).Seconds()
 }
 
-// bigReport is a report as a real notebook with many pending updates makes it:
+// threeKB is a report as a real notebook with many pending updates makes it:
 // 3 KB of evidence, a result with twelve findings.
-func bigReport(tb testing.TB) (*posturev1.Evidence, *posturev1.Result) {
-	tb.Helper()
+func threeKB() (*posturev1.Evidence, *posturev1.Result) {
 	ev := &posturev1.Evidence{Patch: &posturev1.Patch{}}
 	for i := 0; proto.Size(ev) < 3000; i++ {
 		ev.Patch.Pending = append(ev.Patch.Pending, &posturev1.PendingUpdate{
