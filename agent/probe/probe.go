@@ -43,12 +43,13 @@ type Probe struct {
 type Options struct {
 	// AgentVersion is reported in the platform section.
 	AgentVersion string
-	// Ledger keeps since when security updates are pending; nil remembers it
+	// Ledger keeps since when a security update is offered; nil remembers it
 	// only while the agent runs.
 	Ledger Ledger
 }
 
-// Probes returns the shipped probes in the order of Evidence's sections.
+// Probes returns the shipped probes in the order of Evidence's sections. They
+// keep what they have parsed, so one set serves one Collector.
 func Probes(o Options) []Probe {
 	return []Probe{
 		platformProbe(o.AgentVersion),
