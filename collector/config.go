@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/time/rate"
 )
 
 // defaultConfig documents every key and holds its default.
@@ -109,4 +110,12 @@ func (c Config) logger(w io.Writer) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, o))
 	}
 	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// messageRate is reports_per_second for the agents' streams.
+func (c Config) messageRate() rate.Limit {
+	if c.ReportsPerSecond == 0 {
+		return rate.Inf
+	}
+	return rate.Limit(c.ReportsPerSecond)
 }

@@ -1,0 +1,362 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"pfoertner/collector/admission"
+	"pfoertner/collector/appraisal"
+	"pfoertner/collector/audit"
+	"pfoertner/collector/authority"
+	"pfoertner/collector/enrolment"
+	"pfoertner/collector/fleet"
+	"pfoertner/collector/gateway"
+	"pfoertner/collector/intake"
+	"pfoertner/collector/store"
+	"pfoertner/collector/verifier"
+	"pfoertner/internal/lease"
+	"pfoertner/internal/mtls"
+	agentv1 "pfoertner/proto/pfoertner/agent/v1"
+	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
+	gatev1 "pfoertner/proto/pfoertner/gate/v1"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
+)
+
+// housekeeping is how often old history is trimmed and certificates are looked
+// at.
+const housekeeping = 12 * time.Hour
+
+func newServe() *cobra.Command {
+	var configFile string
+	cmd := &cobra.Command{
+		Use: "serve", Short: "Run the collector", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(configFile)
+			if err != nil {
+				return err
+			}
+			program, err := open(cmd.Context(), c, c.logger(os.Stderr))
+			if err != nil {
+				return err
+			}
+			return errors.Join(program.Run(cmd.Context()), program.Close())
+		},
+	}
+	cmd.Flags().StringVar(&configFile, "config", "", "configuration file; without one the defaults hold")
+	return cmd
+}
+
+// Program is a collector with its state loaded and its listeners bound: tests
+// start it as main does.
+type Program struct {
+	config   Config
+	log      *slog.Logger
+	store    *store.Store
+	keys     *authority.Authority
+	registry *enrolment.Registry
+	desk     *admission.Desk
+	verifier *verifier.Verifier
+	intake   *intake.Service
+	metrics  *prometheus.Registry
+
+	agents, gates, operators, health net.Listener
+}
+
+// open loads the state and binds the listeners. Nothing is answered before
+// Run, and no admission before the whole state is there.
+func open(ctx context.Context, c Config, log *slog.Logger) (*Program, error) {
+	p := &Program{config: c, log: log, metrics: newRegistry()}
+	if err := p.open(ctx); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+func (p *Program) open(ctx context.Context) (err error) {
+	if p.keys, err = authority.Load(filepath.Join(p.config.State, keysDir), time.Now); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s holds no keys yet: run pfoertner-collector init", p.config.State)
+	} else if err != nil {
+		return fmt.Errorf("loading keys: %w", err)
+	}
+	if p.store, err = store.Open(ctx, filepath.Join(p.config.State, databaseFile), store.Options{}); err != nil {
+		return err
+	}
+	if p.registry, err = enrolment.NewRegistry(ctx, p.store); err != nil {
+		return fmt.Errorf("loading inventory: %w", err)
+	}
+	if err := p.openDesk(ctx); err != nil {
+		return err
+	}
+	if err := p.openVerifier(ctx); err != nil {
+		return err
+	}
+	p.intake = intake.NewService(intake.Options{
+		Registry:       p.registry,
+		Verifier:       p.verifier,
+		Reports:        p.store,
+		Issuer:         p.keys,
+		ReportInterval: p.verifier.ReportInterval,
+		Version:        version,
+		MessageRate:    p.config.messageRate(),
+		Metrics:        intake.NewMetrics(p.metrics),
+		Log:            p.log.With("room", "intake"),
+	})
+	p.registry.OnChange(p.verifier.AssetChanged)
+	p.desk.Ready()
+	return p.listen()
+}
+
+// openDesk rebuilds what the Desk knows: without it no question is answered.
+func (p *Program) openDesk(ctx context.Context) error {
+	epoch, err := p.store.NextEpoch(ctx)
+	if err != nil {
+		return fmt.Errorf("beginning an epoch: %w", err)
+	}
+	p.desk = admission.NewDesk(admission.Options{
+		Epoch:       epoch,
+		Now:         time.Now,
+		LeaseTTL:    p.config.Lease,
+		RefusalText: appraisal.RefusalText,
+		Refusals:    p.store,
+		Metrics:     admission.NewMetrics(p.metrics),
+		Log:         p.log.With("room", "admission"),
+	})
+	p.registry.OnChange(p.desk.SetDevice)
+	for _, d := range p.registry.All() {
+		p.desk.SetDevice(d)
+	}
+	err = p.store.EachResult(ctx, func(id string, res *posturev1.Result) error {
+		p.desk.SetResult(id, res)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("loading results: %w", err)
+	}
+	return nil
+}
+
+func (p *Program) openVerifier(ctx context.Context) error {
+	policy, err := p.policyInForce(ctx)
+	if err != nil {
+		return err
+	}
+	references, err := appraisal.DefaultReferences()
+	if err != nil {
+		return fmt.Errorf("reading reference values: %w", err)
+	}
+	p.verifier = verifier.New(verifier.Options{
+		Store:      p.store,
+		Desk:       p.desk,
+		Devices:    p.registry,
+		Policy:     policy,
+		References: references,
+		Now:        time.Now,
+		Metrics:    verifier.NewMetrics(p.metrics),
+		Log:        p.log.With("room", "verifier"),
+	})
+	p.desk.OnExpiry(p.verifier.Expired)
+	return nil
+}
+
+// policyInForce is the newest policy in the store; a new collector starts with
+// the shipped one.
+func (p *Program) policyInForce(ctx context.Context) (*appraisal.Policy, error) {
+	version, text, err := p.store.Policy(ctx, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		version, text, err = p.adoptDefault(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("loading the policy: %w", err)
+	}
+	policy, faults := appraisal.Compile(text)
+	if len(faults) > 0 {
+		return nil, fmt.Errorf("policy version %d does not check with this collector: line %d: %s",
+			version.GetVersion(), faults[0].GetLine(), faults[0].GetMessage())
+	}
+	return policy.WithVersion(version.GetVersion()), nil
+}
+
+func (p *Program) adoptDefault(ctx context.Context) (*fleetv1.PolicyVersion, []byte, error) {
+	text := appraisal.DefaultPolicy()
+	policy, faults := appraisal.Compile(text)
+	if len(faults) > 0 {
+		return nil, nil, fmt.Errorf("shipped policy: line %d: %s", faults[0].GetLine(), faults[0].GetMessage())
+	}
+	sum := sha256.Sum256(text)
+	version := &fleetv1.PolicyVersion{
+		Name: policy.Name(), Operator: "collector", Comment: "shipped with this version",
+		AppliedAt: timestamppb.Now(), Sha256: sum[:],
+	}
+	number, err := p.store.AddPolicy(ctx, version, text, audit.Record{
+		At: time.Now(), Kind: "policy.applied", Actor: "collector",
+		Details: map[string]string{"policy": policy.Name(), "sha256": fmt.Sprintf("%x", sum)},
+	})
+	version.Version = number
+	return version, text, err
+}
+
+func (p *Program) listen() (err error) {
+	for _, l := range []struct {
+		into    *net.Listener
+		name    string
+		address string
+	}{
+		{&p.agents, "agents", p.config.Listen.Agents},
+		{&p.gates, "gates", p.config.Listen.Gates},
+		{&p.operators, "operators", p.config.Listen.Operators},
+		{&p.health, "health", p.config.Listen.Health},
+	} {
+		if l.address == "" {
+			continue
+		}
+		if *l.into, err = net.Listen("tcp", l.address); err != nil {
+			return fmt.Errorf("listening for %s: %w", l.name, err)
+		}
+		p.log.Info("listening", "for", l.name, "address", (*l.into).Addr().String())
+	}
+	return nil
+}
+
+// Run serves until ctx ends or a part of the collector fails.
+func (p *Program) Run(ctx context.Context) error {
+	parts, ctx := errgroup.WithContext(ctx)
+	part := func(name string, run func(context.Context) error) {
+		parts.Go(func() error {
+			err := run(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("%s ended: %w", name, cmp.Or(err, errors.New("without a reason")))
+		})
+	}
+	part("desk", p.desk.Run)
+	part("verifier", p.verifier.Run)
+	part("agents' listener", serveGRPC(p.agentServer(), p.agents))
+	part("gates' listener", serveGRPC(p.gateServer(), p.gates))
+	part("operators' listener", serveGRPC(p.operatorServer(ctx), p.operators))
+	part("housekeeping", p.keepHouse)
+	if p.health != nil {
+		part("health listener", p.serveHealth)
+	}
+	err := parts.Wait()
+	p.log.Info("stopped")
+	return err
+}
+
+// Close gives back what open took.
+func (p *Program) Close() error {
+	var errs []error
+	for _, l := range []net.Listener{p.agents, p.gates, p.operators, p.health} {
+		if l == nil {
+			continue
+		}
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	if p.store != nil {
+		errs = append(errs, p.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (p *Program) agentServer() *grpc.Server {
+	limits := enrolment.DefaultLimits()
+	limits.AttemptsPerPeer.PerSecond = p.config.EnrolmentsPerMinute / 60
+	s := grpc.NewServer(intake.ServerOptions(p.intake.TLS(p.keys.ServerCertificate, p.keys.Devices()))...)
+	agentv1.RegisterSessionServiceServer(s, p.intake)
+	agentv1.RegisterEnrolmentServiceServer(s, enrolment.NewServer(enrolment.ServerOptions{
+		Registry: p.registry,
+		Issuer:   p.keys,
+		Limits:   limits,
+		Log:      p.log.With("room", "enrolment"),
+		Metrics:  enrolment.NewMetrics(p.metrics),
+	}))
+	return s
+}
+
+func (p *Program) gateServer() *grpc.Server {
+	key, _ := p.keys.LeaseSigner()
+	s := grpc.NewServer(append(gateway.ServerOptions(),
+		grpc.Creds(credentials.NewTLS(mtls.ServerConfig(mtls.ServerOptions{
+			Certificate: p.keys.ServerCertificate,
+			Clients:     p.keys.Gates(),
+			Role:        mtls.RoleGate,
+		}))))...)
+	gatev1.RegisterGateServiceServer(s, gateway.New(gateway.Options{
+		Desk:   p.desk,
+		Audit:  p.store,
+		Signer: lease.NewSigner(key),
+		SignerChain: func() [][]byte {
+			_, chain := p.keys.LeaseSigner()
+			return chain
+		},
+		Log: p.log.With("room", "gateway"),
+	}))
+	return s
+}
+
+func (p *Program) operatorServer(ctx context.Context) *grpc.Server {
+	return fleet.NewServer(ctx, fleet.Options{
+		Devices:   p.registry,
+		Reports:   p.store,
+		Desk:      p.desk,
+		Presence:  p.intake,
+		Inventory: p.registry,
+		Policies:  p.store,
+		Verifier:  p.verifier,
+		Audit:     p.store,
+		Now:       time.Now,
+		Log:       p.log.With("room", "fleet"),
+	}, grpc.Creds(credentials.NewTLS(mtls.ServerConfig(mtls.ServerOptions{
+		Certificate: p.keys.ServerCertificate,
+		Clients:     p.keys.Operators(),
+		Role:        mtls.RoleOperator,
+	}))))
+}
+
+// serveGRPC serves until the context ends. Streams live as long as notebooks
+// are online, so there is nothing to wait for: peers come back by themselves.
+func serveGRPC(s *grpc.Server, l net.Listener) func(context.Context) error {
+	return func(ctx context.Context) error {
+		defer context.AfterFunc(ctx, s.Stop)()
+		return s.Serve(l)
+	}
+}
+
+// keepHouse trims history and renews the collector's own certificates.
+func (p *Program) keepHouse(ctx context.Context) error {
+	tick := time.NewTicker(housekeeping)
+	defer tick.Stop()
+	for {
+		if err := p.keys.Renew(); err != nil {
+			p.log.Error("own certificates not renewed", "error", err)
+		}
+		if n, err := p.store.Trim(ctx, time.Now().Add(-p.config.KeepHistory)); err != nil {
+			p.log.Error("history not trimmed", "error", err)
+		} else if n > 0 {
+			p.log.Info("history trimmed", "results", n)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
