@@ -96,6 +96,8 @@ func (b *board) Connection(c status.Connection) {
 	b.update(func() { b.connections = append(b.connections, c) })
 }
 
+func (b *board) Waiting(string) { b.Connection(status.Pending) }
+
 func (b *board) Acknowledged(time.Time) { b.update(func() { b.contacts++ }) }
 
 func (b *board) Judged(r *posturev1.Result) { b.update(func() { b.results = append(b.results, r) }) }

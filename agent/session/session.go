@@ -48,16 +48,21 @@ type Watcher interface {
 type Board interface {
 	// Connection is how the way to the collector is from now on.
 	Connection(status.Connection)
+	// Waiting says that persons have to approve the key with this fingerprint.
+	Waiting(fingerprint string)
 	// Acknowledged is told when the collector has stored a report.
 	Acknowledged(at time.Time)
 	// Judged is told every result.
 	Judged(*posturev1.Result)
 }
 
-// Options of Run. All but Watcher have to be set.
+// Options of Run. All but Enrolment and Watcher have to be set.
 type Options struct {
-	Target    uplink.Target
-	State     *identity.State
+	Target uplink.Target
+	State  *identity.State
+	// Enrolment returns what is needed to enrol; asked before every attempt
+	// while there is no certificate. Nil: there has to be one.
+	Enrolment func() (identity.Enrolment, error)
 	Collector Collector
 	// Watcher may be nil: then only time and the collector make the agent
 	// collect.
@@ -85,10 +90,32 @@ type agent struct {
 	retry, refused *uplink.Backoff
 }
 
-// Run reports until ctx ends, and then returns nil. It returns an error only
-// when the identity cannot be read: that needs a person.
+// Run enrols if needed and then reports, until ctx ends; then it returns nil. It
+// returns an error only when the identity cannot be read: that needs a person.
 func Run(ctx context.Context, o Options) error {
+	if o.Enrolment != nil {
+		err := o.State.Obtain(ctx, o.Enrolment, waiting{o.Board}, o.Log)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return newAgent(o).run(ctx)
+}
+
+// waiting shows an enrolment that is not finished on the board.
+type waiting struct{ board Board }
+
+// NotYet implements identity.Waiting.
+func (w waiting) NotYet(err error) {
+	var p *identity.PendingError
+	if errors.As(err, &p) {
+		w.board.Waiting(p.Fingerprint)
+		return
+	}
+	w.board.Connection(status.NotEnrolled)
 }
 
 func newAgent(o Options) *agent {

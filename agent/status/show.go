@@ -87,16 +87,18 @@ func (p *page) judgement(j *Judgement) {
 	}
 }
 
+// finding says what is wrong and what to do. A rule's title says how it should
+// be: it stands in only where there is no reason.
 func (p *page) finding(f Finding) {
 	p.line("")
-	title := p.words.pick(f.Title)
+	what := p.words.pick(f.Reason)
+	if what == "" {
+		what = fmt.Sprintf(p.words.unmet, p.words.pick(f.Title))
+	}
 	if f.Effect == "warn" {
-		title = p.words.warning + title
+		what = p.words.warning + what
 	}
-	p.line(title)
-	if reason := p.words.pick(f.Reason); reason != "" {
-		p.line("  " + reason)
-	}
+	p.line(what)
 	if !f.FailingSince.IsZero() {
 		p.linef("  "+p.words.since, p.words.day(f.FailingSince.In(p.now.Location())))
 	}

@@ -1,6 +1,7 @@
 package status
 
 import (
+	"slices"
 	"strings"
 	"time"
 )
@@ -27,14 +28,18 @@ type block struct{ title, text string }
 // NoService is what to say when there is no status at all.
 func (w *Words) NoService() string { return w.noService }
 
-// Language returns the words for a language tag or locale: "de_DE.UTF-8", "en".
-// What names no language ("", "C", "POSIX") gets German, the language of the
-// house; every other one English.
-func Language(locale string) *Words {
+// German says whether a language tag or locale ("de_DE.UTF-8", "en") asks for
+// German. What names no language ("", "C", "POSIX") gets German too, the
+// language of the house; every other one English.
+func German(locale string) bool {
 	name, _, _ := strings.Cut(strings.ToLower(locale), ".")
 	name, _, _ = strings.Cut(strings.ReplaceAll(name, "-", "_"), "_")
-	switch name {
-	case "de", "", "c", "posix":
+	return slices.Contains([]string{"de", "", "c", "posix"}, name)
+}
+
+// Language returns the words for a language tag or locale.
+func Language(locale string) *Words {
+	if German(locale) {
 		return german()
 	}
 	return english()
@@ -65,6 +70,7 @@ func german() *Words {
 		none:        "Für Ihr Dienst-Notebook liegt noch keine Bewertung vor.",
 		fingerprint: "Prüfzahl des Geräts: %s",
 		code:        "Hilft das nicht, nennen Sie Ihrer IT-Stelle die Vorgangsnummer %s.",
+		unmet:       "Nicht erfüllt: %s.",
 		warning:     "Hinweis: ",
 		since:       "Nicht erfüllt seit: %s",
 		grace:       "Übergangsfrist bis: %s",
@@ -103,6 +109,7 @@ func english() *Words {
 		none:        "Your service notebook has not been appraised yet.",
 		fingerprint: "Fingerprint of the device: %s",
 		code:        "If that does not help, give your IT service the code %s.",
+		unmet:       "Not met: %s.",
 		warning:     "Note: ",
 		since:       "Failing since: %s",
 		grace:       "Grace period until: %s",

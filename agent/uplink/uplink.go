@@ -28,9 +28,9 @@ const (
 	// connectTimeout ends an attempt to reach the collector: TCP and TLS.
 	connectTimeout = 10 * time.Second
 	// A path that swallows packets is noticed after at most pingInterval plus
-	// pingTimeout. The collector's enforcement policy has to allow it.
-	pingInterval = 10 * time.Second
-	pingTimeout  = 4 * time.Second
+	// pingTimeout. The collector takes pings that are 10 s apart or more.
+	pingInterval = 15 * time.Second
+	pingTimeout  = 5 * time.Second
 	// bufferBytes is enough for a delta, and keeps an idle agent small.
 	bufferBytes = 8 << 10
 )

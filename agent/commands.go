@@ -1,0 +1,233 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"runtime"
+	"text/tabwriter"
+	"time"
+
+	"pfoertner/agent/identity"
+	"pfoertner/agent/probe"
+	"pfoertner/agent/status"
+	"pfoertner/internal/posture"
+)
+
+// maxTokenBytes is far above any token.
+const maxTokenBytes = 4 << 10
+
+// readToken reads the one-time token; "-" is standard input.
+func readToken(name string) (string, error) {
+	in := io.Reader(os.Stdin)
+	if name != "-" {
+		f, err := os.Open(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("no token: %s is not there", name)
+		}
+		if err != nil {
+			return "", fmt.Errorf("reading token: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	b, err := io.ReadAll(io.LimitReader(in, maxTokenBytes))
+	if err != nil {
+		return "", fmt.Errorf("reading token: %w", err)
+	}
+	token := string(bytes.TrimSpace(b))
+	if token == "" {
+		return "", fmt.Errorf("no token: %s is empty", name)
+	}
+	return token, nil
+}
+
+// enrolment gathers what is needed to enrol.
+func (c config) enrolment() (identity.Enrolment, error) {
+	if c.Collector == "" {
+		return identity.Enrolment{}, errors.New("the collector is not named: set collector")
+	}
+	pin, err := c.pin()
+	if err != nil {
+		return identity.Enrolment{}, err
+	}
+	token, err := readToken(c.TokenFile)
+	if err != nil {
+		return identity.Enrolment{}, err
+	}
+	return identity.Enrolment{
+		Target: c.target(), Pin: pin, Token: token,
+		Machine: identity.ReadMachine(probe.NewHost().Files),
+	}, nil
+}
+
+// newEnrol enrols once and says how it went.
+func newEnrol(f *flag.FlagSet, out io.Writer) func(context.Context) error {
+	var s settings
+	s.register(f)
+	again := f.Bool("again", false, "also when there is a valid certificate: it is replaced")
+	return func(ctx context.Context) error {
+		c, err := s.load()
+		if err != nil {
+			return err
+		}
+		state, err := identity.Open(c.StateDir, identity.Software{})
+		if err != nil {
+			return err
+		}
+		if id, err := state.Load(); err == nil && id.Enrolled() && time.Now().Before(id.Expires()) && !*again {
+			return fmt.Errorf("already enrolled as device %s until %s; --again replaces that",
+				id.DeviceID, id.Expires().Local().Format(time.DateTime))
+		}
+		e, err := c.enrolment()
+		if err != nil {
+			return err
+		}
+		id, err := state.Enrol(ctx, e)
+		var p *identity.PendingError
+		if errors.As(err, &p) {
+			fmt.Fprintf(out, "Waiting for approval. The fingerprint to compare is %s.\nThe service asks again by itself.\n", p.Fingerprint)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "Enrolled as device %s, asset %s, until %s.\n",
+			id.DeviceID, id.AssetNumber, id.Expires().Local().Format(time.DateTime))
+		return nil
+	}
+}
+
+// newStatus shows the public file, which the service writes.
+func newStatus(f *flag.FlagSet, out io.Writer) func(context.Context) error {
+	var s settings
+	s.register(f)
+	lang := f.String("lang", "", "`language`, de or en (default: that of the environment)")
+	asJSON := f.Bool("json", false, "print the public file as it is")
+	return func(context.Context) error {
+		c, err := s.load()
+		if err != nil {
+			return err
+		}
+		words := status.Language(locale(*lang))
+		summary, err := status.Read(c.StatusFile)
+		switch {
+		case errors.Is(err, status.ErrNone) && !*asJSON:
+			return errors.New(words.NoService())
+		case err != nil:
+			return err
+		case *asJSON:
+			return printJSON(out, summary)
+		}
+		_, err = fmt.Fprint(out, status.Show(summary, words, time.Now()))
+		return err
+	}
+}
+
+// locale is the language that was asked for, or that of the environment
+// (POSIX, locale variables).
+func locale(asked string) string {
+	for _, l := range []string{asked, os.Getenv("LC_ALL"), os.Getenv("LC_MESSAGES"), os.Getenv("LANG")} {
+		if l != "" {
+			return l
+		}
+	}
+	return ""
+}
+
+// idCard is what `id` prints.
+type idCard struct {
+	Vendor      string    `json:"vendor"`
+	Model       string    `json:"model"`
+	Serial      string    `json:"serial"`
+	Fingerprint string    `json:"key_fingerprint,omitempty"`
+	DeviceID    string    `json:"device_id,omitempty"`
+	Asset       string    `json:"asset_number,omitempty"`
+	Expires     time.Time `json:"certificate_expires_at,omitzero"`
+	// Problem is why there is no key or no certificate.
+	Problem string `json:"problem,omitempty"`
+}
+
+// newID shows who this notebook is: to prepare the inventory, and to compare
+// fingerprints before an approval.
+func newID(f *flag.FlagSet, out io.Writer) func(context.Context) error {
+	var s settings
+	s.register(f)
+	asJSON := f.Bool("json", false, "print JSON")
+	return func(context.Context) error {
+		c, err := s.load()
+		if err != nil {
+			return err
+		}
+		m := identity.ReadMachine(probe.NewHost().Files)
+		card := idCard{Vendor: m.GetVendor(), Model: m.GetModel(), Serial: m.GetSerial()}
+		if err := card.addKey(c.StateDir); err != nil {
+			card.Problem = err.Error()
+		}
+		if *asJSON {
+			return printJSON(out, card)
+		}
+		return card.print(out)
+	}
+}
+
+// addKey reads the identity without making anything.
+func (card *idCard) addKey(dir string) error {
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return identity.ErrNotEnrolled
+	}
+	state, err := identity.Open(dir, identity.Software{})
+	if err != nil {
+		return err
+	}
+	id, err := state.Load()
+	if err != nil {
+		return err
+	}
+	if card.Fingerprint, err = id.Fingerprint(); err != nil {
+		return err
+	}
+	card.DeviceID, card.Asset, card.Expires = id.DeviceID, id.AssetNumber, id.Expires()
+	_, err = id.Certificate(time.Now())
+	return err
+}
+
+func (card *idCard) print(out io.Writer) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	line := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(w, "%s\t%s\n", name, value)
+		}
+	}
+	line("vendor", card.Vendor)
+	line("model", card.Model)
+	line("serial", card.Serial)
+	line("key fingerprint", card.Fingerprint)
+	line("device", card.DeviceID)
+	line("asset number", card.Asset)
+	if !card.Expires.IsZero() {
+		line("certificate until", card.Expires.Local().Format(time.DateTime))
+	}
+	line("problem", card.Problem)
+	return w.Flush()
+}
+
+func newVersion(_ *flag.FlagSet, out io.Writer) func(context.Context) error {
+	return func(context.Context) error {
+		_, err := fmt.Fprintf(out, "pfoertner-agent %s (protocol %d, %s, %s/%s)\n",
+			version, posture.Capability, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		return err
+	}
+}
+
+func printJSON(out io.Writer, v any) error {
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

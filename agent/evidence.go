@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"pfoertner/agent/probe"
+	"pfoertner/agent/status"
+	"pfoertner/internal/posture"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
+)
+
+// newEvidence reads this machine and prints what the service would send. It
+// needs neither collector nor service nor root: what cannot be read says so.
+func newEvidence(f *flag.FlagSet, out io.Writer) func(context.Context) error {
+	var s settings
+	s.register(f)
+	lang := f.String("lang", "", "`language` of headings, de or en (default: that of the environment)")
+	asJSON := f.Bool("json", false, "print protobuf's JSON")
+	return func(ctx context.Context) error {
+		c, err := s.load()
+		if err != nil {
+			return err
+		}
+		probes := probe.Probes(probe.Options{AgentVersion: version, Ledger: sightings(c)})
+		ev := probe.NewCollector(probe.NewHost(), probes).Collect(ctx)
+		if *asJSON {
+			b, err := protojson.MarshalOptions{Multiline: true, UseProtoNames: true}.Marshal(ev)
+			if err != nil {
+				return fmt.Errorf("printing evidence: %w", err)
+			}
+			_, err = fmt.Fprintf(out, "%s\n", b)
+			return err
+		}
+		_, err = io.WriteString(out, showEvidence(ev, headingsFor(locale(*lang))))
+		return err
+	}
+}
+
+// sightings is the service's ledger, not written to; nil for who may not read
+// it.
+func sightings(c config) probe.Ledger {
+	l := readOnly{probe.FileLedger{Path: c.ledger()}}
+	if _, err := os.Stat(l.Path); err != nil {
+		return nil
+	}
+	return l
+}
+
+type readOnly struct{ probe.FileLedger }
+
+// Save implements probe.Ledger: it keeps nothing.
+func (readOnly) Save([]probe.Sighting) error { return nil }
+
+// headings are the words around the fields. The fields keep the names that
+// docs/collection.md explains.
+type headings struct {
+	sections                             map[string]string
+	observed, notApplicable, failed, end string
+}
+
+func headingsFor(locale string) headings {
+	if status.German(locale) {
+		return headings{
+			sections: map[string]string{
+				"platform": "Betriebssystem und Gerät", "volumes": "Festplattenverschlüsselung",
+				"patch": "Aktualisierungsstand", "vpn": "VPN-Zugang", "tpm": "Sicherheitschip (TPM)",
+				"secure_boot": "Abgesicherter Start (Secure Boot)", "firewall": "Firewall",
+			},
+			observed: "gelesen", notApplicable: "entfällt", failed: "nicht feststellbar",
+			end: "Das ist alles, was gesendet wird. Was leer ist, wird nicht gesendet.",
+		}
+	}
+	return headings{
+		sections: map[string]string{
+			"platform": "Operating system and device", "volumes": "Disk encryption",
+			"patch": "Patch level", "vpn": "VPN client", "tpm": "Security chip (TPM)",
+			"secure_boot": "Secure Boot", "firewall": "Firewall",
+		},
+		observed: "read", notApplicable: "not applicable", failed: "could not be read",
+		end: "This is all that is sent. What is empty is not sent.",
+	}
+}
+
+// showEvidence prints every field that is sent, generically: a field that a
+// later version adds cannot be forgotten here.
+func showEvidence(ev *posturev1.Evidence, h headings) string {
+	p := &evidencePage{headings: h}
+	for _, name := range posture.Sections() {
+		title := h.sections[name]
+		if title == "" {
+			title = name
+		}
+		p.line(0, "%s: %s", title, p.state(posture.ReadingOf(ev, name)))
+		m := ev.ProtoReflect()
+		if field := m.Descriptor().Fields().ByName(protoreflect.Name(name)); m.Has(field) {
+			p.fields(1, m.Get(field).Message())
+		}
+		p.WriteString("\n")
+	}
+	p.line(0, "%s", h.end)
+	return p.String()
+}
+
+type evidencePage struct {
+	strings.Builder
+	headings
+}
+
+func (p *evidencePage) line(depth int, format string, args ...any) {
+	fmt.Fprintf(p, strings.Repeat("  ", depth)+format+"\n", args...)
+}
+
+// fields prints the fields of m that are set, in the order of their numbers.
+func (p *evidencePage) fields(depth int, m protoreflect.Message) {
+	fields := m.Descriptor().Fields()
+	for i := range fields.Len() {
+		f := fields.Get(i)
+		if !m.Has(f) {
+			continue
+		}
+		v := m.Get(f)
+		switch {
+		case f.IsList() && f.Message() != nil:
+			for j := range v.List().Len() {
+				p.value(depth, fmt.Sprintf("%s[%d]", f.Name(), j), v.List().Get(j).Message())
+			}
+		case f.IsList():
+			words := make([]string, v.List().Len())
+			for j := range words {
+				words[j] = scalar(f, v.List().Get(j))
+			}
+			p.line(depth, "%s: %s", f.Name(), strings.Join(words, ", "))
+		case f.Message() != nil:
+			p.value(depth, string(f.Name()), v.Message())
+		default:
+			p.line(depth, "%s: %s", f.Name(), scalar(f, v))
+		}
+	}
+}
+
+// value prints a message: the well-known ones on one line, others as a block.
+func (p *evidencePage) value(depth int, name string, m protoreflect.Message) {
+	switch v := m.Interface().(type) {
+	case *timestamppb.Timestamp:
+		p.line(depth, "%s: %s", name, v.AsTime().Format(time.RFC3339))
+	case *durationpb.Duration:
+		p.line(depth, "%s: %s", name, v.AsDuration())
+	case *posturev1.Reading:
+		p.line(depth, "%s: %s", name, p.reading(v))
+	default:
+		p.line(depth, "%s:", name)
+		p.fields(depth+1, m)
+	}
+}
+
+// state is a reading in a word, with the reason.
+func (p *evidencePage) state(r *posturev1.Reading) string {
+	word := p.failed
+	switch r.GetState() {
+	case posturev1.ReadingState_READING_STATE_OBSERVED:
+		word = p.observed
+	case posturev1.ReadingState_READING_STATE_NOT_APPLICABLE:
+		word = p.notApplicable
+	}
+	if r.GetReason() != "" {
+		word += " (" + r.GetReason() + ")"
+	}
+	return word
+}
+
+// reading is all of a reading on one line.
+func (p *evidencePage) reading(r *posturev1.Reading) string {
+	parts := []string{p.state(r)}
+	if r.GetSource() != "" {
+		parts = append(parts, r.GetSource())
+	}
+	if t := r.GetObservedAt(); t != nil {
+		parts = append(parts, t.AsTime().Format(time.RFC3339))
+	}
+	if d := r.GetDuration(); d != nil {
+		parts = append(parts, d.AsDuration().String())
+	}
+	return strings.Join(parts, ", ")
+}
+
+// scalar is one value; enum values without the prefix that buf's style gives
+// them.
+func scalar(f protoreflect.FieldDescriptor, v protoreflect.Value) string {
+	if f.Enum() == nil {
+		return v.String()
+	}
+	value := f.Enum().Values().ByNumber(v.Enum())
+	if value == nil {
+		return fmt.Sprint(v.Enum())
+	}
+	// The zero value of every enum here is PREFIX_UNSPECIFIED.
+	prefix := strings.TrimSuffix(string(f.Enum().Values().Get(0).Name()), "UNSPECIFIED")
+	return strings.TrimPrefix(string(value.Name()), prefix)
+}

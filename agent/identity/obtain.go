@@ -1,0 +1,79 @@
+package identity
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"pfoertner/agent/uplink"
+)
+
+// Waiting is told how an enrolment that is not finished stands.
+type Waiting interface {
+	// NotYet is told why there is no certificate: a *PendingError, the
+	// collector's refusal, or that it cannot be reached.
+	NotYet(error)
+}
+
+// Obtain returns when there is a certificate: at once when there is one already,
+// be it expired or not, otherwise by enrolling with what prepare returns, again
+// and again. It returns an error when ctx ends, and ErrBroken.
+func (s *State) Obtain(ctx context.Context, prepare func() (Enrolment, error), w Waiting, log *slog.Logger) error {
+	retry, refused := uplink.Retry(), uplink.Refused()
+	for {
+		id, err := s.Load()
+		if err == nil && id.Enrolled() {
+			return nil
+		}
+		if err == nil || errors.Is(err, ErrNotEnrolled) {
+			err = s.attempt(ctx, prepare, log)
+		}
+		if err == nil || errors.Is(err, ErrBroken) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		w.NotYet(err)
+		wait := patience(err, retry, refused)
+		log.Warn("not enrolled yet", "error", err, "next_attempt_in", wait.Round(time.Second))
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		case <-timer.C:
+		}
+	}
+}
+
+func (s *State) attempt(ctx context.Context, prepare func() (Enrolment, error), log *slog.Logger) error {
+	e, err := prepare()
+	if err != nil {
+		return err
+	}
+	id, err := s.Enrol(ctx, e)
+	if err != nil {
+		return err
+	}
+	log.Info("enrolled", "device_id", id.DeviceID, "asset_number", id.AssetNumber)
+	return nil
+}
+
+// patience is how long to wait after an attempt. A pending enrolment is asked
+// about when the collector said, between 10 s and an hour.
+func patience(err error, retry, refused *uplink.Backoff) time.Duration {
+	var p *PendingError
+	if errors.As(err, &p) && !p.AskAgainAt.IsZero() {
+		return min(max(time.Until(p.AskAgainAt), 10*time.Second), time.Hour)
+	}
+	switch status.Code(err) {
+	case codes.Unavailable, codes.DeadlineExceeded:
+		return retry.Next()
+	}
+	return refused.Next()
+}

@@ -1,0 +1,82 @@
+// Command pfoertner-agent runs on a service notebook: it reads the machine's
+// posture and reports it to the collector.
+//
+// Rules. It needs nobody and shows itself to nobody, unless access is refused:
+// then `status` says why, in plain words. What it sends is exactly what
+// `evidence` prints. It can be stopped at any moment; nothing depends on how it
+// ended.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// version is set when the program is linked.
+var version = "unknown"
+
+func main() {
+	err := run(os.Args[1:], os.Stdout, os.Stderr)
+	switch {
+	case err == nil:
+	case errors.Is(err, flag.ErrHelp), errors.Is(err, errUsage):
+		os.Exit(2)
+	default:
+		fmt.Fprintln(os.Stderr, "pfoertner-agent:", err)
+		os.Exit(1)
+	}
+}
+
+// errUsage is returned when the command line was wrong and has been explained.
+var errUsage = errors.New("wrong usage")
+
+const usage = `pfoertner-agent reports the posture of this service notebook to the collector.
+
+  run        report until stopped; this is what the service does
+  install    register the service with the system and start it
+  uninstall  stop the service and remove it; key and certificate stay
+  enrol      make this notebook a device, with its one-time token
+  status     admitted or not, why, and what to do (any user)
+  evidence   print exactly what is sent (any user; as root more can be read)
+  id         print machine identity and key fingerprint
+  version    print the version
+
+pfoertner-agent COMMAND -h explains a command's flags.
+`
+
+// run is the program: arguments in, text out.
+func run(args []string, out, errOut io.Writer) error {
+	if len(args) == 0 {
+		fmt.Fprint(errOut, usage)
+		return errUsage
+	}
+	// Each registers its flags and returns what to do once they are parsed.
+	commands := map[string]func(*flag.FlagSet, io.Writer) func(context.Context) error{
+		"run": newRun, "install": newInstall, "uninstall": newUninstall, "enrol": newEnrol,
+		"status": newStatus, "evidence": newEvidence, "id": newID, "version": newVersion,
+	}
+	build, ok := commands[args[0]]
+	if !ok {
+		fmt.Fprint(errOut, usage)
+		return errUsage
+	}
+	flags := flag.NewFlagSet("pfoertner-agent "+args[0], flag.ContinueOnError)
+	flags.SetOutput(errOut)
+	do := build(flags, out)
+	if err := flags.Parse(args[1:]); err != nil {
+		return errors.Join(errUsage, err)
+	}
+	if flags.NArg() > 0 {
+		fmt.Fprintf(errOut, "unexpected argument %q\n", flags.Arg(0))
+		return errUsage
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return do(ctx)
+}
