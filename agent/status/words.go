@@ -15,12 +15,12 @@ type Words struct {
 	admit, quarantine, deny, ended         block
 	refused, expired, notEnrolled, pending block
 
-	noneTitle, none               string
-	fingerprint, code             string
-	warning, since, grace, remedy string
-	lastContact, neverReached     string
-	unreachable, silent           string
-	noService                     string
+	noneTitle, none                      string
+	fingerprint, code                    string
+	unmet, warning, since, grace, remedy string
+	lastContact, neverReached            string
+	unreachable, silent                  string
+	noService                            string
 }
 
 type block struct{ title, text string }
