@@ -35,6 +35,8 @@ type language struct {
 	env   *cel.Env
 	adapt types.Adapter
 	enums *enums
+	// own are the names of the constants that the policy itself declares.
+	own []string
 }
 
 func object(m protoreflect.ProtoMessage) *cel.Type {
@@ -70,7 +72,11 @@ func newLanguage(variables []cel.EnvOption, constants ...constant) (*language, e
 	if err != nil {
 		return nil, fmt.Errorf("declaring the policy language: %w", err)
 	}
-	return &language{env: env, adapt: registry, enums: names}, nil
+	lang := &language{env: env, adapt: registry, enums: names}
+	for _, c := range constants {
+		lang.own = append(lang.own, c.name)
+	}
+	return lang, nil
 }
 
 // ruleVariables are what a rule may look at.
@@ -110,7 +116,7 @@ func (l *language) compile(text string) (*cel.Ast, []mistake) {
 	if issues.Err() != nil {
 		var found []mistake
 		for _, e := range issues.Errors() {
-			found = append(found, mistake{offset(text, e.Location.Line(), e.Location.Column()), l.enums.advise(e.Message)})
+			found = append(found, mistake{offset(text, e.Location.Line(), e.Location.Column()), l.advise(e.Message)})
 		}
 		return nil, found
 	}
@@ -228,14 +234,18 @@ func (e *enums) constants() []constant {
 }
 
 // advise adds to CEL's "undeclared reference" the names that were meant.
-func (e *enums) advise(message string) string {
+func (l *language) advise(message string) string {
 	rest, ok := strings.CutPrefix(message, "undeclared reference to '")
 	if !ok {
 		return message
 	}
 	name, _, _ := strings.Cut(rest, "'")
-	if fulls := e.ambiguous[name]; len(fulls) > 0 {
+	if fulls := l.enums.ambiguous[name]; len(fulls) > 0 {
 		return fmt.Sprintf("%s stands for different values: write %s", name, strings.Join(fulls, " or "))
+	}
+	root, _, _ := strings.Cut(name, ".")
+	if root == "params" || root == "approved" {
+		return fmt.Sprintf("the policy declares no such name under %s: known are %s", root, orElse(strings.Join(l.own, ", "), "none"))
 	}
 	return message
 }

@@ -38,14 +38,16 @@ func place(lines []string, n *yaml.Node, offset int) (line, column int) {
 			if unicode.IsSpace(row[j]) {
 				continue
 			}
+			escaped := escapes(n, row, j)
+			if escaped && strings.ContainsRune("ntr ", row[j+1]) {
+				j++ // stands for white space
+				continue
+			}
 			if before == 0 && !atEnd {
 				return i + 1, j + 1
 			}
-			if escapes(n, row, j) {
+			if escaped {
 				j++
-				if strings.ContainsRune("ntr ", row[j]) {
-					continue // stands for white space
-				}
 			}
 			before--
 			if before == 0 && atEnd {
