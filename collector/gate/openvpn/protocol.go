@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"pfoertner/collector/gate/session"
+	gatev1 "pfoertner/proto/pfoertner/gate/v1"
 )
 
 // Limits of what the server may say. A notification of a real client has about
@@ -135,6 +136,7 @@ func (n *notification) meaning(server string) session.Event {
 		}
 	case "ESTABLISHED":
 		e := session.Established{Key: key, Peer: n.peer(), Since: unixTime(n.variables["time_unix"])}
+		e.Process, _ = strconv.Atoi(n.variables["daemon_pid"]) // zero: matches nothing after a restart
 		for _, name := range []string{"ifconfig_pool_remote_ip", "ifconfig_pool_remote_ip6"} {
 			if a, err := netip.ParseAddr(n.variables[name]); err == nil {
 				e.Addresses = append(e.Addresses, a)
@@ -156,6 +158,7 @@ func (n *notification) peer() session.Peer {
 		Fingerprint: fingerprint(n.variables["tls_digest_sha256_0"]),
 		Name:        n.variables["common_name"],
 		Outer:       outer,
+		Protocol:    gatev1.Protocol_PROTOCOL_OPENVPN,
 	}
 }
 

@@ -164,32 +164,38 @@ func (s *Server) Dismiss(ctx context.Context, k session.Key, text string) error 
 // address (IPv4 only) or by common name. So: by address where that can be
 // said, else by a common name that no other session has, else slowly. With
 // force by common name in any case.
-func (s *Server) End(ctx context.Context, k session.Key, force bool) error {
+func (s *Server) End(ctx context.Context, keys []session.Key, force bool) error {
 	live, err := s.Live(ctx)
 	if err != nil {
 		return err
 	}
-	var it *session.Live
+	listed := map[session.Key]session.Live{}
 	names := map[string]int{}
-	for i, l := range live {
+	for _, l := range live {
+		listed[l.Key] = l
 		names[l.Name]++
-		if l.CID == k.CID {
-			it = &live[i]
+	}
+	var errs error
+	for _, k := range keys {
+		if it, ok := listed[k]; ok {
+			errs = errors.Join(errs, s.end(ctx, it, force, names[it.Name] == 1))
 		}
 	}
-	if it == nil {
-		return nil
-	}
+	return errs
+}
+
+// end ends one session. Alone says that no other session has its common name.
+func (s *Server) end(ctx context.Context, it session.Live, force, alone bool) error {
 	if target, ok := outerTarget(it.Outer); ok && !force {
 		err := s.command(ctx, "kill "+target)
 		if _, refused := errors.AsType[*refusedError](err); !refused {
 			return err
 		}
 	}
-	if sayable(it.Name) && (force || names[it.Name] == 1) {
+	if sayable(it.Name) && (force || alone) {
 		return s.command(ctx, "kill "+quote(it.Name, maxText))
 	}
-	return s.command(ctx, fmt.Sprintf("client-kill %d", k.CID))
+	return s.command(ctx, fmt.Sprintf("client-kill %d", it.CID))
 }
 
 var (

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/netip"
 	"time"
+
+	gatev1 "pfoertner/proto/pfoertner/gate/v1"
 )
 
 // Driver is one VPN server. It tells what happens on it (Tried, Established,
@@ -20,9 +22,9 @@ type Driver interface {
 	// Dismiss asks a client to leave and shows text to its user. A hostile
 	// client ignores it.
 	Dismiss(ctx context.Context, k Key, text string) error
-	// End ends exactly this session, or, when force is set, by any means. That
-	// it returned nil is no proof: ask Live.
-	End(ctx context.Context, k Key, force bool) error
+	// End ends exactly these sessions, or, when force is set, by any means.
+	// That it returned nil is no proof: ask Live.
+	End(ctx context.Context, keys []Key, force bool) error
 	// Live lists the sessions that are up.
 	Live(ctx context.Context) ([]Live, error)
 }
@@ -45,7 +47,8 @@ type Peer struct {
 	// Name is the certificate's common name: shown to people, decides nothing.
 	Name string
 	// Outer is the address the client comes from: may only lower a verdict.
-	Outer string
+	Outer    string
+	Protocol gatev1.Protocol
 }
 
 // Attempt is what has to be allowed or denied.
@@ -70,6 +73,8 @@ type Established struct {
 	Addresses []netip.Addr
 	// Since is when the server made the session, to the second.
 	Since time.Time
+	// Process is the server's process id.
+	Process int
 }
 
 // Ended says that a session is over.
