@@ -173,18 +173,11 @@ func splitKey(key string) (name, device string) {
 	if strings.HasPrefix(key, "/dev/") {
 		return "", key
 	}
-	name, device, ok := strings.Cut(key, ":")
-	if !ok {
-		return deviceless(key)
-	}
-	return name, deviceNode(device)
-}
-
-// deviceless handles a key without a colon: "UUID=…" is a device, anything
-// else a file.
-func deviceless(key string) (name, device string) {
 	if node := deviceNode(key); node != key {
 		return "", node
+	}
+	if name, device, _ := strings.Cut(key, ":"); device != "" {
+		return name, deviceNode(device)
 	}
 	return key, ""
 }
