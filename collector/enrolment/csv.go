@@ -189,7 +189,7 @@ func syntaxError(err error) (line uint32, problem string) {
 	}
 	switch {
 	case errors.Is(parse.Err, csv.ErrQuote):
-		return uint32(parse.StartLine), "a field that begins with a quotation mark does not end with one"
+		return uint32(parse.StartLine), "a field in quotation marks does not end with one right before the separator"
 	case errors.Is(parse.Err, csv.ErrBareQuote):
 		return uint32(parse.Line), "a quotation mark inside a field that does not begin with one"
 	}

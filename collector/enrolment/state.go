@@ -93,22 +93,19 @@ func (r *Registry) Bind(ctx context.Context, actor, key string, sha256 []byte, r
 	number := old.GetAsset().GetAssetNumber()
 	owner, bound := r.DeviceOfCertificate(sha256)
 	mine := bound && owner.GetAsset().GetAssetNumber() == number
-	if mine == !remove {
-		return nil
-	}
-	d := proto.CloneOf(old)
-	kind := "certificate.bound"
 	switch {
-	case remove && !bound:
-		return nil
-	case remove && !mine, bound && !remove:
+	case bound && !mine:
 		return fmt.Errorf("certificate is bound to asset %s: %w", owner.GetAsset().GetAssetNumber(), fs.ErrExist)
-	case remove:
+	case mine != remove: // already as it should be
+		return nil
+	case !remove && old.GetAsset().GetState() == retired:
+		return fmt.Errorf("binding a certificate to retired asset %s: %w", number, ErrTransition)
+	}
+	d, kind := proto.CloneOf(old), "certificate.bound"
+	if remove {
 		kind = "certificate.unbound"
 		d.Asset.VpnCertificatesSha256 = slices.DeleteFunc(d.Asset.VpnCertificatesSha256, func(b []byte) bool { return string(b) == string(sha256) })
-	case old.GetAsset().GetState() == retired:
-		return fmt.Errorf("binding a certificate to retired asset %s: %w", number, ErrTransition)
-	default:
+	} else {
 		d.Asset.VpnCertificatesSha256 = append(d.Asset.VpnCertificatesSha256, sha256)
 	}
 	record := r.record(kind, actor, d, map[string]string{"certificate_sha256": hex.EncodeToString(sha256)})
