@@ -10,6 +10,7 @@
 package appraisal
 
 import (
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -106,7 +107,7 @@ func (f *facts) knownDevice() *posturev1.Finding {
 	default:
 		out.Reason = t.inactiveAsset
 	}
-	out.Values = []*posturev1.Value{{Path: "asset.state", Value: shortName(state.Descriptor(), state.String())}}
+	out.Values = []*posturev1.Value{{Path: "asset.state", Value: strings.TrimPrefix(state.String(), "ASSET_STATE_")}}
 	rollout := f.rollout
 	f.rollout = posturev1.Rollout_ROLLOUT_ENFORCE
 	f.weigh(out, posturev1.Effect_EFFECT_DENY, 0)

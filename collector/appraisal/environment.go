@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/ast"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -139,9 +140,58 @@ func offset(text string, line, column int) int {
 	return at + max(column, 0)
 }
 
-// program makes a checked expression ready to be evaluated often.
+// program makes a checked expression ready to be evaluated often. Its cost is
+// counted while it runs only where loops are nested: one loop over evidence is
+// bounded by the limits of a report, and counting would double what it takes.
 func (l *language) program(checked *cel.Ast) (cel.Program, error) {
-	return l.env.Program(checked, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(maxCost))
+	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
+	if loopDepth(checked.NativeRep().Expr()) > 1 {
+		options = append(options, cel.CostLimit(maxCost))
+	}
+	return l.env.Program(checked, options...)
+}
+
+// loopDepth is how deep loops are nested. A loop over what another loop yields
+// counts as one inside it: it can be as long as the product of both.
+func loopDepth(n ast.Expr) int {
+	depth := 0
+	for _, child := range children(n) {
+		depth = max(depth, loopDepth(child))
+	}
+	if n.Kind() == ast.ComprehensionKind {
+		depth++
+	}
+	return depth
+}
+
+func children(n ast.Expr) []ast.Expr {
+	switch n.Kind() {
+	case ast.SelectKind:
+		return []ast.Expr{n.AsSelect().Operand()}
+	case ast.CallKind:
+		if c := n.AsCall(); c.IsMemberFunction() {
+			return append([]ast.Expr{c.Target()}, c.Args()...)
+		}
+		return n.AsCall().Args()
+	case ast.ListKind:
+		return n.AsList().Elements()
+	case ast.ComprehensionKind:
+		c := n.AsComprehension()
+		return []ast.Expr{c.IterRange(), c.AccuInit(), c.LoopCondition(), c.LoopStep(), c.Result()}
+	case ast.MapKind:
+		var list []ast.Expr
+		for _, e := range n.AsMap().Entries() {
+			list = append(list, e.AsMapEntry().Key(), e.AsMapEntry().Value())
+		}
+		return list
+	case ast.StructKind:
+		var list []ast.Expr
+		for _, f := range n.AsStruct().Fields() {
+			list = append(list, f.AsStructField().Value())
+		}
+		return list
+	}
+	return nil
 }
 
 // fixed returns the value that an expression has whatever the evidence is, as

@@ -72,7 +72,7 @@ func (e *explainer) head(x *fleetv1.Explanation) {
 	if why := e.text(x.GetReason()); why != "" {
 		e.line("  %s", why)
 	}
-	if code := x.GetResult().GetCode(); code != "" {
+	if code := x.GetResult().GetCode(); code != "" && !strings.Contains(e.text(x.GetReason()), code) {
 		e.line("%s: %s", e.word("Vorgangsnummer", "Reference"), code)
 	}
 	if x.GetOutdated() {
@@ -145,16 +145,16 @@ func (e *explainer) names(heading string, names []string) {
 }
 
 func (e *explainer) finding(f *posturev1.Finding, rollout posturev1.Rollout) {
-	e.line("\n%s: %s", e.effect(f.GetEffect()), e.text(f.GetTitle()))
-	reference := ""
-	if f.GetReference() != "" {
-		reference = " · IT-Grundschutz " + f.GetReference()
-	}
 	outcome := e.word("nicht erfüllt", "not met")
 	if f.GetOutcome() == posturev1.Outcome_OUTCOME_UNKNOWN {
 		outcome = e.word("nicht feststellbar", "unknown")
 	}
-	e.line("  %s %s, %s%s", e.word("Regel", "Rule"), f.GetRule(), outcome, reference)
+	e.line(e.word("\n%s, weil %s: %s", "\n%s, because %s: %s"), e.effect(f.GetEffect()), outcome, e.text(f.GetTitle()))
+	reference := ""
+	if f.GetReference() != "" {
+		reference = " · IT-Grundschutz " + f.GetReference()
+	}
+	e.line("  %s %s%s", e.word("Regel", "Rule"), f.GetRule(), reference)
 	if why := e.text(f.GetReason()); why != "" {
 		e.line("  %s", why)
 	}

@@ -23,7 +23,7 @@ func place(lines []string, n *yaml.Node, offset int) (line, column int) {
 	for _, r := range value[offset:] {
 		atEnd = atEnd && unicode.IsSpace(r)
 	}
-	line, column = n.Line, n.Column
+	line = n.Line
 	skip := n.Column - 1
 	switch {
 	case n.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0:

@@ -78,19 +78,9 @@ func (w *walker) walk(n ast.Expr) string {
 		return w.call(n.AsCall())
 	case ast.ComprehensionKind:
 		return w.comprehension(n)
-	case ast.ListKind:
-		for _, e := range n.AsList().Elements() {
-			w.record(w.walk(e))
-		}
-	case ast.MapKind:
-		for _, e := range n.AsMap().Entries() {
-			w.record(w.walk(e.AsMapEntry().Key()))
-			w.record(w.walk(e.AsMapEntry().Value()))
-		}
-	case ast.StructKind:
-		for _, f := range n.AsStruct().Fields() {
-			w.record(w.walk(f.AsStructField().Value()))
-		}
+	}
+	for _, part := range children(n) {
+		w.record(w.walk(part))
 	}
 	return ""
 }
@@ -142,8 +132,11 @@ func (w *walker) call(c ast.CallExpr) string {
 		target, args = w.walk(args[0]), args[1:]
 	}
 	for _, a := range args {
-		w.record(w.walk(a))
+		path := w.walk(a)
+		w.record(path)
+		w.look(c.FunctionName(), path)
 	}
+	w.look(c.FunctionName(), target)
 	switch {
 	case target == "":
 		return ""
@@ -154,6 +147,20 @@ func (w *walker) call(c ast.CallExpr) string {
 	}
 	w.record(target)
 	return ""
+}
+
+// look records what a function looks at inside the section it is given, so that
+// findings show it.
+func (w *walker) look(function, path string) {
+	if path != "evidence.patch" {
+		return
+	}
+	switch function {
+	case "days_pending", "oldest_first_seen", "newest_first_seen":
+		w.record(path + ".pending")
+	case "security_feeds_fresh":
+		w.record(path + ".feeds")
+	}
 }
 
 // comprehension follows all(), exists(), filter() and map(): the variable walks

@@ -34,6 +34,8 @@ type viewer struct {
 type step struct {
 	field   protoreflect.FieldDescriptor
 	entries bool
+	// words are the short names of the field's enum.
+	words map[protoreflect.EnumNumber]string
 }
 
 // newViewer returns false for a path that leads to nothing that can be shown.
@@ -50,7 +52,15 @@ func newViewer(path string) (viewer, bool) {
 		if field == nil || field.IsMap() {
 			return v, false
 		}
-		v.steps = append(v.steps, step{field, entries || field.IsList() && field.Message() != nil})
+		s := step{field: field, entries: entries || field.IsList() && field.Message() != nil}
+		if enum := field.Enum(); enum != nil {
+			s.words = map[protoreflect.EnumNumber]string{}
+			for i := range enum.Values().Len() {
+				value := enum.Values().Get(i)
+				s.words[value.Number()] = shortName(enum, string(value.Name()))
+			}
+		}
+		v.steps = append(v.steps, s)
 		at = field.Message()
 	}
 	return v, len(v.steps) > 0
@@ -82,7 +92,7 @@ func (v viewer) walk(values []*posturev1.Value, m protoreflect.Message, path str
 	path += "." + string(s.field.Name())
 	if !s.entries {
 		if len(steps) == 1 {
-			return append(values, &posturev1.Value{Path: path, Value: render(s.field, m.Get(s.field), m.Has(s.field))})
+			return append(values, &posturev1.Value{Path: path, Value: s.render(m)})
 		}
 		return v.walk(values, m.Get(s.field).Message(), path, steps[1:], budget)
 	}
@@ -105,47 +115,33 @@ func (v viewer) walk(values []*posturev1.Value, m protoreflect.Message, path str
 	return values
 }
 
-// render is a field's value in short.
-func render(f protoreflect.FieldDescriptor, v protoreflect.Value, has bool) string {
+// render is the field's value in short.
+func (s step) render(m protoreflect.Message) string {
+	v := m.Get(s.field)
 	switch {
-	case f.IsList():
+	case s.field.IsList():
 		list := v.List()
 		parts := make([]string, 0, min(list.Len(), maxValues))
 		for i := range min(list.Len(), maxValues) {
-			parts = append(parts, scalar(f, list.Get(i)))
+			parts = append(parts, s.scalar(list.Get(i)))
 		}
-		if len(parts) == 0 {
-			return "none"
-		}
-		return short(strings.Join(parts, ", "))
-	case f.Message() != nil && !has:
+		return orElse(short(strings.Join(parts, ", ")), "none")
+	case s.field.Message() != nil && !m.Has(s.field):
 		return "not reported"
-	case f.Message() != nil:
+	case s.field.Message() != nil:
 		return summary(v.Message().Interface())
 	}
-	return scalar(f, v)
+	return s.scalar(v)
 }
 
-func scalar(f protoreflect.FieldDescriptor, v protoreflect.Value) string {
-	switch f.Kind() {
+func (s step) scalar(v protoreflect.Value) string {
+	switch s.field.Kind() {
 	case protoreflect.EnumKind:
-		return enumWord(f.Enum(), v.Enum())
+		return orElse(s.words[v.Enum()], strconv.Itoa(int(v.Enum())))
 	case protoreflect.StringKind:
-		if v.String() == "" {
-			return "(empty)"
-		}
-		return short(v.String())
+		return orElse(short(v.String()), "(empty)")
 	}
 	return short(v.String())
-}
-
-// enumWord is the name of an enum value without the enum's own.
-func enumWord(enum protoreflect.EnumDescriptor, n protoreflect.EnumNumber) string {
-	value := enum.Values().ByNumber(n)
-	if value == nil {
-		return strconv.Itoa(int(n))
-	}
-	return shortName(enum, string(value.Name()))
 }
 
 // summary is a message in short, empty for messages of which there is none.
@@ -168,7 +164,7 @@ func summary(m proto.Message) string {
 	case *posturev1.VpnClient:
 		return short(m.GetProduct() + " " + m.GetVersion() + ", installed " + ternaryWord(m.GetInstalled()) + ", session alive " + ternaryWord(m.GetSessionAlive()))
 	case *posturev1.Reading:
-		return short(readingWord(m.GetState()) + " " + m.GetReason())
+		return short(strings.TrimPrefix(m.GetState().String(), "READING_STATE_") + " " + m.GetReason())
 	case *posturev1.FirewallEngine:
 		return short(m.GetEngine() + ", rules loaded " + ternaryWord(m.GetRulesLoaded()) + ", drops by default " + ternaryWord(m.GetInboundDefaultDrop()))
 	}
@@ -179,7 +175,7 @@ func summary(m proto.Message) string {
 // "ROOT ext4: luks2 aes-xts-plain64 (header) > partition".
 func volumeSummary(v *posturev1.Volume) string {
 	var b strings.Builder
-	b.WriteString(shortName(v.GetMountClass().Descriptor(), v.GetMountClass().String()))
+	b.WriteString(strings.TrimPrefix(posturev1.MountClass_name[int32(v.GetMountClass())], "MOUNT_CLASS_"))
 	b.WriteByte(' ')
 	b.WriteString(v.GetFilesystem())
 	b.WriteString(": ")
@@ -190,11 +186,14 @@ func volumeSummary(v *posturev1.Volume) string {
 			if j > 0 {
 				b.WriteString(" > ")
 			}
-			b.WriteString(strings.ToLower(shortName(l.GetType().Descriptor(), l.GetType().String())))
+			b.WriteString(strings.ToLower(strings.TrimPrefix(posturev1.LayerType_name[int32(l.GetType())], "LAYER_TYPE_")))
 			if l.GetCipher() != "" {
 				b.WriteByte(' ')
 				b.WriteString(l.GetCipher())
 			}
+		}
+		if b.Len() > 4*maxValueRunes {
+			break
 		}
 	}
 	return short(b.String())
@@ -216,8 +215,6 @@ func ternaryWord(t posturev1.Ternary) string {
 	}
 	return "unknown"
 }
-
-func readingWord(s posturev1.ReadingState) string { return shortName(s.Descriptor(), s.String()) }
 
 // short makes a text from a notebook fit to be shown: one line of printable
 // runes, cut where it is too long.

@@ -1,0 +1,138 @@
+package appraisal
+
+import (
+	"os"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/proto"
+
+	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
+)
+
+// Whatever the file holds: a policy or errors, each within the file.
+func FuzzCompile(f *testing.F) {
+	broken, err := os.ReadFile("testdata/policies/errors.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(broken)
+	f.Add(DefaultPolicy())
+	f.Add([]byte("name: a\nfreshness: {max_age: 45m}\nrules:\n- {id: a, title: {de: a, en: a}, remedy: {de: a, en: a}, on_fail: deny, require: \"asset.unit == '\\u00e4'\", reason: {de: \"{asset.unit}\", en: a}}\n"))
+	f.Add([]byte("a: |2\n   x\n? b\n"))
+	f.Fuzz(func(t *testing.T, file []byte) {
+		p, errs := Compile(file)
+		if (p == nil) == (len(errs) == 0) {
+			t.Fatalf("policy %v with %d errors", p, len(errs))
+		}
+		for _, e := range errs {
+			if e.GetLine() == 0 || e.GetColumn() == 0 || e.GetMessage() == "" {
+				t.Errorf("error without a place: %v", e)
+			}
+		}
+		if p != nil {
+			res := Appraise(Input{Policy: p, Evidence: goodEvidence(), Device: activeDevice(), Now: noon, CollectedAt: noon})
+			checkResult(t, res)
+		}
+	})
+}
+
+func FuzzFilter(f *testing.F) {
+	for _, s := range []string{
+		"result.verdict == DENY", "asset.unit.startsWith('a') || device.online", "evidence.volumes.fixed().all(v, v.encrypted())",
+		"[1, 2].map(x, x * 2).exists(x, x > now.getSeconds())", "asset.state in [ACTIVE", "\"ä\" == 'ö' && \n x",
+	} {
+		f.Add(s)
+	}
+	dev := activeDevice()
+	dev.Evidence = goodEvidence()
+	f.Fuzz(func(t *testing.T, expr string) {
+		filter, err := CompileFilter(expr)
+		if err != nil {
+			return
+		}
+		if got, err := filter.Match(dev, noon); got && err != nil {
+			t.Error("a filter that broke off matches")
+		}
+	})
+}
+
+// Whatever a notebook sends: no panic, and no admission while a rule that is
+// enforced does not pass.
+func FuzzAppraise(f *testing.F) {
+	for _, ev := range []*posturev1.Evidence{goodEvidence(), {}, with(func(ev *posturev1.Evidence) {
+		ev.Volumes.Volumes[0].Paths[0].Layers = nil
+		ev.Patch.Pending[0].FirstSeenAt.Seconds = -1 << 62
+		ev.Vpn.Clients[0].Version = "v2.x"
+		ev.Tpm.Reading.State = 77
+	})} {
+		b, err := proto.Marshal(ev)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b, int64(60), int32(3))
+	}
+	p, errs := Compile(DefaultPolicy())
+	if len(errs) > 0 {
+		f.Fatal(errs)
+	}
+	refs, err := DefaultReferences()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, b []byte, age int64, state int32) {
+		ev := &posturev1.Evidence{}
+		if proto.Unmarshal(b, ev) != nil {
+			return
+		}
+		dev := activeDevice()
+		dev.Asset.State = fleetv1.AssetState(state)
+		in := Input{Policy: p, References: refs, Device: dev, Evidence: ev, Now: noon, CollectedAt: noon.Add(-time.Duration(age) * time.Second)}
+		in.Previous = Appraise(in)
+		res := Appraise(in)
+		checkResult(t, res)
+		if res.GetVerdict() == admit && dev.GetAsset().GetState() != fleetv1.AssetState_ASSET_STATE_ACTIVE {
+			t.Error("an asset that is not active was admitted")
+		}
+		for _, lang := range []string{"de", "en"} {
+			if !utf8.ValidString(Explain(&fleetv1.Explanation{Device: dev, Result: res}, lang, nil)) {
+				t.Error("an explanation that is not UTF-8")
+			}
+		}
+		if _, err := proto.Marshal(res); err != nil {
+			t.Errorf("the result cannot be stored: %v", err)
+		}
+	})
+}
+
+// checkResult holds for every result of every policy.
+func checkResult(t *testing.T, res *posturev1.Result) {
+	t.Helper()
+	worst := admit
+	for _, f := range res.GetFindings() {
+		good := f.GetOutcome() == passes || f.GetOutcome() == doesNotApply
+		if good != (f.GetEffectAfterGrace() == posturev1.Effect_EFFECT_NONE) {
+			t.Errorf("%s: %v leads to %v", f.GetRule(), f.GetOutcome(), f.GetEffectAfterGrace())
+		}
+		if !good && (f.GetReason() == nil || f.GetFailingSince() == nil) {
+			t.Errorf("%s: %v without reason or date", f.GetRule(), f.GetOutcome())
+		}
+		switch f.GetEffect() {
+		case posturev1.Effect_EFFECT_DENY:
+			worst = deny
+		case posturev1.Effect_EFFECT_QUARANTINE:
+			worst = min(worst, quarantine)
+		}
+	}
+	if res.GetVerdict() != worst || res.GetEnforcedVerdict() > worst {
+		t.Errorf("verdict %v, enforced %v; the findings say %v", res.GetVerdict(), res.GetEnforcedVerdict(), worst)
+	}
+	if (res.GetCode() == "") != (res.GetVerdict() == admit) {
+		t.Errorf("verdict %v with code %q", res.GetVerdict(), res.GetCode())
+	}
+	if res.GetExpiresAt() == nil || !res.GetExpiresAt().AsTime().After(res.GetAppraisedAt().AsTime()) {
+		t.Errorf("appraised at %v, expires at %v", res.GetAppraisedAt().AsTime(), res.GetExpiresAt().AsTime())
+	}
+}
