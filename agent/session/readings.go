@@ -23,10 +23,13 @@ const (
 	defaultInterval = 15 * time.Minute
 	// A collector's interval is kept between these.
 	minInterval, maxInterval = time.Second, time.Hour
-	// The first collections after a quiet time begin at once; of a storm of
-	// changes, such as an upgrade of the whole system, one in so long.
-	collectBurst = 5
-	collectEvery = 2 * time.Second
+	// A change is read at once. Only a storm of them, such as an upgrade of the
+	// whole system, is slowed down: collecting may take so many milliseconds of
+	// every second, and as many as budgetMax after a quiet time. Each
+	// collection counts for budgetMin at least.
+	budgetPerSecond = 100
+	budgetMax       = 2000
+	budgetMin       = 20
 )
 
 // snapshot is the newest evidence.
@@ -52,8 +55,9 @@ func (s snapshot) age() time.Duration {
 type readings struct {
 	collector Collector
 	log       *slog.Logger
-	limit     *rate.Limiter
-	wake      chan struct{}
+	// budget is counted in milliseconds of collecting.
+	budget *rate.Limiter
+	wake   chan struct{}
 	// collected is told after every collection. One stream at a time listens.
 	collected chan struct{}
 
@@ -67,7 +71,7 @@ type readings struct {
 func newReadings(c Collector, log *slog.Logger) *readings {
 	return &readings{
 		collector: c, log: log,
-		limit:     rate.NewLimiter(rate.Every(collectEvery), collectBurst),
+		budget:    rate.NewLimiter(budgetPerSecond, budgetMax),
 		wake:      make(chan struct{}, 1),
 		collected: make(chan struct{}, 1),
 		interval:  defaultInterval,
@@ -119,13 +123,24 @@ func (r *readings) run(ctx context.Context) {
 			r.request()
 		}
 		timer.Stop()
-		if r.limit.Wait(ctx) != nil {
+		if ctx.Err() != nil {
 			return
 		}
+		began := time.Now()
 		if all := r.collect(ctx); all {
 			last, spread = time.Now(), jitter()
 		}
+		if !sleep(ctx, r.pay(time.Since(began))) {
+			return
+		}
 	}
+}
+
+// pay takes what a collection cost from the budget, and returns how long to
+// rest before the next one.
+func (r *readings) pay(cost time.Duration) time.Duration {
+	n := min(max(int(cost.Milliseconds()), budgetMin), budgetMax)
+	return r.budget.ReserveN(time.Now(), n).Delay()
 }
 
 // jitter spreads the intervals of a fleet, and keeps each within the

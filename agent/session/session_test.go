@@ -215,7 +215,7 @@ func TestUnknownMessagesOfNewerCollectorsAreIgnored(t *testing.T) {
 
 func TestDeadCollectorLeavesOnlyTheNewestEvidence(t *testing.T) {
 	c := testcollector.Start(t)
-	a := start(t, c, c.Enrolled(t, time.Hour), func(a *agent) { a.readings.limit.SetBurst(1 << 20) })
+	a := start(t, c, c.Enrolled(t, time.Hour), func(a *agent) { a.readings.budget.SetBurst(1 << 30) })
 	opened(t, c)
 	c.Stop()
 	a.board.shows(t, status.Unreachable)
