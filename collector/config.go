@@ -31,7 +31,7 @@ type Config struct {
 	} `yaml:"listen"`
 	Lease               time.Duration `yaml:"lease"`
 	ReportsPerSecond    float64       `yaml:"reports_per_second"`
-	EnrolmentsPerMinute float64       `yaml:"enrolments_per_minute"`
+	EnrolmentsPerMinute int           `yaml:"enrolments_per_minute"`
 	KeepHistory         time.Duration `yaml:"keep_history"`
 	Log                 struct {
 		Level  slog.Level `yaml:"level"`
@@ -81,7 +81,7 @@ func (c Config) check() error {
 	case c.ReportsPerSecond < 0:
 		return errors.New("reports_per_second: must not be negative")
 	case c.EnrolmentsPerMinute <= 0:
-		return errors.New("enrolments_per_minute: must be positive")
+		return errors.New("enrolments_per_minute: must be at least 1")
 	case c.KeepHistory < 24*time.Hour:
 		return fmt.Errorf("keep_history: %s is less than a day", c.KeepHistory)
 	case c.Log.Format != "text" && c.Log.Format != "json":

@@ -278,7 +278,7 @@ func (p *Program) Close() error {
 
 func (p *Program) agentServer() *grpc.Server {
 	limits := enrolment.DefaultLimits()
-	limits.AttemptsPerPeer.PerSecond = p.config.EnrolmentsPerMinute / 60
+	limits.AttemptsPerPeer = enrolment.Rate{PerSecond: float64(p.config.EnrolmentsPerMinute) / 60, Burst: p.config.EnrolmentsPerMinute}
 	s := grpc.NewServer(intake.ServerOptions(p.intake.TLS(p.keys.ServerCertificate, p.keys.Devices()))...)
 	agentv1.RegisterSessionServiceServer(s, p.intake)
 	agentv1.RegisterEnrolmentServiceServer(s, enrolment.NewServer(enrolment.ServerOptions{

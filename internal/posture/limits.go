@@ -32,64 +32,87 @@ func CheckLimits(m proto.Message) error {
 	if n := proto.Size(m); n > MaxMessageBytes {
 		return fmt.Errorf("message of %d bytes: at most %d are taken", n, MaxMessageBytes)
 	}
-	return checkLimits(m.ProtoReflect(), string(m.ProtoReflect().Descriptor().Name()), 0)
+	if e := walk(m.ProtoReflect(), 0); e != nil {
+		return e.under(string(m.ProtoReflect().Descriptor().Name()))
+	}
+	return nil
 }
 
-func checkLimits(m protoreflect.Message, path string, depth int) (err error) {
+// excess is one field beyond its limit. Its path grows on the way up, so that
+// messages within the limits cost no text.
+type excess struct{ path, what string }
+
+func (e *excess) Error() string { return e.path + ": " + e.what }
+
+func (e *excess) under(name string) *excess {
+	e.path = name + e.path
+	return e
+}
+
+func tooMuch(format string, args ...any) *excess { return &excess{what: fmt.Sprintf(format, args...)} }
+
+func walk(m protoreflect.Message, depth int) (found *excess) {
 	if depth > MaxDepth {
-		return fmt.Errorf("%s: nested deeper than %d", path, MaxDepth)
+		return tooMuch("nested deeper than %d", MaxDepth)
 	}
 	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		at := path + "." + string(f.Name())
 		switch {
 		case f.IsMap():
-			err = checkMap(f, v.Map(), at, depth)
+			found = walkMap(f, v.Map(), depth)
 		case f.IsList():
-			l := v.List()
-			if l.Len() > MaxListLength {
-				err = fmt.Errorf("%s: %d entries, at most %d are taken", at, l.Len(), MaxListLength)
-				return false
-			}
-			for i := 0; i < l.Len() && err == nil; i++ {
-				err = checkValue(f, l.Get(i), fmt.Sprintf("%s[%d]", at, i), depth)
-			}
+			found = walkList(f, v.List(), depth)
 		default:
-			err = checkValue(f, v, at, depth)
+			found = walkValue(f, v, depth)
 		}
-		return err == nil
+		if found != nil {
+			found.under("." + string(f.Name()))
+		}
+		return found == nil
 	})
-	return err
+	return found
 }
 
-func checkMap(f protoreflect.FieldDescriptor, m protoreflect.Map, at string, depth int) (err error) {
+func walkList(f protoreflect.FieldDescriptor, l protoreflect.List, depth int) *excess {
+	if l.Len() > MaxListLength {
+		return tooMuch("%d entries, at most %d are taken", l.Len(), MaxListLength)
+	}
+	for i := range l.Len() {
+		if e := walkValue(f, l.Get(i), depth); e != nil {
+			return e.under(fmt.Sprintf("[%d]", i))
+		}
+	}
+	return nil
+}
+
+func walkMap(f protoreflect.FieldDescriptor, m protoreflect.Map, depth int) (found *excess) {
 	if m.Len() > MaxListLength {
-		return fmt.Errorf("%s: %d entries, at most %d are taken", at, m.Len(), MaxListLength)
+		return tooMuch("%d entries, at most %d are taken", m.Len(), MaxListLength)
 	}
 	m.Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
-		if err = checkValue(f.MapKey(), k.Value(), at, depth); err == nil {
-			err = checkValue(f.MapValue(), v, at, depth)
+		if found = walkValue(f.MapKey(), k.Value(), depth); found == nil {
+			found = walkValue(f.MapValue(), v, depth)
 		}
-		return err == nil
+		return found == nil
 	})
-	return err
+	return found
 }
 
-func checkValue(f protoreflect.FieldDescriptor, v protoreflect.Value, at string, depth int) error {
+func walkValue(f protoreflect.FieldDescriptor, v protoreflect.Value, depth int) *excess {
 	switch f.Kind() {
 	case protoreflect.StringKind:
 		s := v.String()
 		if len(s) > MaxStringBytes {
-			return fmt.Errorf("%s: %d bytes of text, at most %d are taken", at, len(s), MaxStringBytes)
+			return tooMuch("%d bytes of text, at most %d are taken", len(s), MaxStringBytes)
 		}
 		if !utf8.ValidString(s) {
-			return fmt.Errorf("%s: not UTF-8", at)
+			return tooMuch("not UTF-8")
 		}
 	case protoreflect.BytesKind:
 		if n := len(v.Bytes()); n > MaxBytesBytes {
-			return fmt.Errorf("%s: %d bytes, at most %d are taken", at, n, MaxBytesBytes)
+			return tooMuch("%d bytes, at most %d are taken", n, MaxBytesBytes)
 		}
 	case protoreflect.MessageKind, protoreflect.GroupKind:
-		return checkLimits(v.Message(), at, depth+1)
+		return walk(v.Message(), depth+1)
 	}
 	return nil
 }

@@ -58,9 +58,7 @@ func ReadingOf(ev *posturev1.Evidence, section string) *posturev1.Reading {
 // It returns an error only for evidence that cannot be marshalled (invalid
 // UTF-8).
 func Digest(ev *posturev1.Evidence) ([]byte, error) {
-	stable := proto.CloneOf(ev)
-	clearTimes(stable.ProtoReflect())
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(stable)
+	b, err := marshalStable(ev.ProtoReflect())
 	if err != nil {
 		return nil, fmt.Errorf("marshalling evidence: %w", err)
 	}
@@ -104,31 +102,62 @@ func Merge(base, delta *posturev1.Evidence) *posturev1.Evidence {
 }
 
 func sameSection(a, b protoreflect.Message) bool {
-	x, y := proto.Clone(a.Interface()), proto.Clone(b.Interface())
-	clearTimes(x.ProtoReflect())
-	clearTimes(y.ProtoReflect())
-	opt := proto.MarshalOptions{Deterministic: true}
-	p, errX := opt.Marshal(x)
-	q, errY := opt.Marshal(y)
-	return errX == nil && errY == nil && bytes.Equal(p, q)
+	p, errA := marshalStable(a)
+	q, errB := marshalStable(b)
+	return errA == nil && errB == nil && bytes.Equal(p, q)
 }
 
-// clearTimes removes observed_at and duration from every Reading below m.
-func clearTimes(m protoreflect.Message) {
+// marshalStable marshals m without the times of its readings.
+func marshalStable(m protoreflect.Message) ([]byte, error) {
+	return proto.MarshalOptions{Deterministic: true}.Marshal(withoutTimes(m).Interface())
+}
+
+// observed is every message that holds a Reading.
+type observed interface {
+	GetReading() *posturev1.Reading
+}
+
+// withoutTimes returns m with observed_at and duration removed from every
+// Reading in it. It copies the messages on the way to a Reading and shares all
+// others with m, because most of evidence is lists that hold none: a message
+// with a Reading somewhere below it has one itself (a test holds the protocol
+// to that), or is the Evidence.
+func withoutTimes(m protoreflect.Message) protoreflect.Message {
 	if r, ok := m.Interface().(*posturev1.Reading); ok {
-		r.ObservedAt, r.Duration = nil, nil
-		return
+		return (&posturev1.Reading{State: r.GetState(), Reason: r.GetReason(), Source: r.GetSource()}).ProtoReflect()
 	}
+	if !holdsReadings(m) {
+		return m
+	}
+	stable := m.New()
 	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		switch {
 		case f.Message() == nil || f.IsMap():
+			stable.Set(f, v)
 		case f.IsList():
-			for i := range v.List().Len() {
-				clearTimes(v.List().Get(i).Message())
-			}
+			stable.Set(f, listWithoutTimes(stable.NewField(f), v.List()))
 		default:
-			clearTimes(v.Message())
+			stable.Set(f, protoreflect.ValueOfMessage(withoutTimes(v.Message())))
 		}
 		return true
 	})
+	return stable
+}
+
+func listWithoutTimes(into protoreflect.Value, from protoreflect.List) protoreflect.Value {
+	if from.Len() == 0 || !holdsReadings(from.Get(0).Message()) {
+		return protoreflect.ValueOfList(from)
+	}
+	for i := range from.Len() {
+		into.List().Append(protoreflect.ValueOfMessage(withoutTimes(from.Get(i).Message())))
+	}
+	return into
+}
+
+func holdsReadings(m protoreflect.Message) bool {
+	switch m.Interface().(type) {
+	case *posturev1.Evidence, observed:
+		return true
+	}
+	return false
 }

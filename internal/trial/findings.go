@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"math/big"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// device is what `pfoertner-collector devices NB-0001 --json` prints, as far as
+// the trial looks at it.
+type device struct {
+	ID       string `json:"id"`
+	Online   bool   `json:"online"`
+	Evidence *struct {
+		Platform struct {
+			Reading       reading `json:"reading"`
+			KernelRelease string  `json:"kernel_release"`
+			Architecture  string  `json:"architecture"`
+			Distribution  string  `json:"distribution"`
+			Version       string  `json:"version"`
+		} `json:"platform"`
+		Volumes struct {
+			Reading reading           `json:"reading"`
+			Volumes []json.RawMessage `json:"volumes"`
+		} `json:"volumes"`
+		Patch struct {
+			Reading         reading `json:"reading"`
+			Installed       int     `json:"installed_packages"`
+			PendingSecurity int     `json:"pending_security"`
+		} `json:"patch"`
+	} `json:"evidence"`
+	Result *struct {
+		Verdict  string `json:"verdict"`
+		Code     string `json:"code"`
+		Findings []struct {
+			Rule    string `json:"rule"`
+			Outcome string `json:"outcome"`
+		} `json:"findings"`
+	} `json:"result"`
+}
+
+type reading struct {
+	State  string `json:"state"`
+	Reason string `json:"reason"`
+}
+
+// isThisMachine compares the stored evidence with what this machine says of
+// itself by another way.
+func (d *device) isThisMachine() error {
+	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		return err
+	}
+	p := d.Evidence.Platform
+	if want := strings.TrimSpace(string(kernel)); p.KernelRelease != want {
+		return fmt.Errorf("the evidence says kernel %q, this machine runs %q", p.KernelRelease, want)
+	}
+	if p.Architecture != runtime.GOARCH {
+		return fmt.Errorf("the evidence says architecture %q, this machine is %q", p.Architecture, runtime.GOARCH)
+	}
+	if len(d.Result.Findings) == 0 {
+		return fmt.Errorf("the evidence was judged by no rule")
+	}
+	return nil
+}
+
+func (d *device) summary() string {
+	e := d.Evidence
+	return fmt.Sprintf("%s %s, kernel %s; %d volumes, %d packages, %d security updates pending",
+		e.Platform.Distribution, e.Platform.Version, e.Platform.KernelRelease,
+		len(e.Volumes.Volumes), e.Patch.Installed, e.Patch.PendingSecurity)
+}
+
+// verdict in one line.
+func (d *device) verdict() string {
+	if d.Result == nil {
+		return "no result"
+	}
+	count := map[string]int{}
+	for _, f := range d.Result.Findings {
+		count[strings.TrimPrefix(f.Outcome, "OUTCOME_")]++
+	}
+	return fmt.Sprintf("%s %s (%d passed, %d failed, %d unknown)", strings.TrimPrefix(d.Result.Verdict, "VERDICT_"),
+		d.Result.Code, count["PASS"], count["FAIL"], count["UNKNOWN"])
+}
+
+// makeVPNCertificate stands in for the certificate that the administration's
+// VPN gave this notebook: only its fingerprint matters.
+func (t *trial) makeVPNCertificate() error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: asset},
+		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(24 * time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(der)
+	t.vpn = hex.EncodeToString(sum[:])
+	return nil
+}
+
+// answer is what `pfoertner-gate ask --json` prints.
+type answer struct {
+	Verdict string `json:"verdict"`
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+// askAsGateway asks for this machine and for a stranger: the first answer must
+// be the result's, the second no.
+func (t *trial) askAsGateway(ctx context.Context, d *device) error {
+	ours, err := t.ask(ctx, t.vpn)
+	if err != nil {
+		return err
+	}
+	step("gate", fmt.Sprintf("asked for %s: %s %s", asset, ours.Verdict, ours.Message))
+	if want := strings.TrimPrefix(d.Result.Verdict, "VERDICT_"); ours.Verdict != want || ours.Code != d.Result.Code {
+		return fmt.Errorf("admission says %s %s, the result says %s %s", ours.Verdict, ours.Code, want, d.Result.Code)
+	}
+	stranger, err := t.ask(ctx, strings.Repeat("5a", sha256.Size))
+	if err != nil {
+		return err
+	}
+	step("gate", fmt.Sprintf("asked for a stranger: %s %s", stranger.Verdict, stranger.Message))
+	if stranger.Verdict != "DENY" {
+		return fmt.Errorf("a stranger gets %s", stranger.Verdict)
+	}
+	return nil
+}
+
+func (t *trial) ask(ctx context.Context, fingerprint string) (answer, error) {
+	text, err := t.run(ctx, "pfoertner-gate", "ask", "--bundle", t.path("gate"), "--collector", t.address.gates, "--fingerprint", fingerprint, "--json")
+	if err != nil {
+		return answer{}, err
+	}
+	var a answer
+	if err := json.Unmarshal([]byte(text), &a); err != nil {
+		return answer{}, fmt.Errorf("reading the gate's answer: %w", err)
+	}
+	return a, nil
+}
