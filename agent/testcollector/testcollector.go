@@ -43,6 +43,9 @@ type Collector struct {
 	Servers, Devices *Authority
 	// OnEnrol serves an enrolment; nil refuses.
 	OnEnrol func(agentv1.EnrolmentService_EnrolServer) error
+	// Shown is another certificate that the listener shows with its own; nil:
+	// none.
+	Shown *x509.Certificate
 	// ServerURI is the identity of the listener's certificate.
 	ServerURI string
 
@@ -78,6 +81,9 @@ func (c *Collector) Listen() {
 	}
 	c.address = listener.Addr().String()
 	cert := c.Servers.Issue(c.t, Subject{URI: c.ServerURI, Server: true})
+	if c.Shown != nil {
+		cert.Certificate = append(cert.Certificate, c.Shown.Raw)
+	}
 	server := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(mtls.ServerConfig(mtls.ServerOptions{
 			Certificate: func() (*tls.Certificate, error) { return cert, nil },

@@ -1,0 +1,218 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pfoertner/internal/posture"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
+)
+
+// collecting runs readings on a machine in a synctest bubble, where time passes
+// only when everybody waits.
+func collecting(t *testing.T, m Collector) (*readings, context.CancelFunc) {
+	r := newReadings(m, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	go r.run(ctx)
+	synctest.Wait()
+	return r, cancel
+}
+
+func TestEverythingIsCollectedAtStartAndInEveryInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		r, cancel := collecting(t, m)
+		defer cancel()
+		if n := len(m.collections()); n != 1 {
+			t.Fatalf("%d collections at the start", n)
+		}
+		r.every(10 * time.Minute)
+		time.Sleep(24 * time.Hour)
+		n := len(m.collections()) - 1
+		if n < 24*6 || n > 24*6*4/3 {
+			t.Errorf("%d collections in 24 h, at least one in 10 min is due, with jitter of a quarter", n)
+		}
+		for i, sections := range m.collections() {
+			if len(sections) != 0 {
+				t.Errorf("collection %d reads only %v", i, sections)
+			}
+		}
+	})
+}
+
+func TestPartialCollectionsDoNotPutOffTheFullOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		r, cancel := collecting(t, m)
+		defer cancel()
+		r.every(10 * time.Minute)
+		for range 60 {
+			time.Sleep(time.Minute)
+			r.request("vpn")
+		}
+		synctest.Wait()
+		if full := r.newest().full; full < 6 {
+			t.Errorf("%d full collections in an hour of partial ones", full)
+		}
+		if age := r.newest().age(); age > 10*time.Minute {
+			t.Errorf("evidence is %v old", age)
+		}
+	})
+}
+
+func TestChangeIsReadWithoutDelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		r, cancel := collecting(t, m)
+		defer cancel()
+		time.Sleep(time.Minute)
+		for i := range 20 {
+			before := len(m.collections())
+			r.request("volumes")
+			synctest.Wait() // no time passes
+			if len(m.collections()) != before+1 {
+				t.Fatalf("change %d waits", i)
+			}
+		}
+	})
+}
+
+// slow takes its time to collect.
+type slow struct {
+	*machine
+	takes time.Duration
+}
+
+func (s slow) Collect(ctx context.Context, sections ...string) *posturev1.Evidence {
+	time.Sleep(s.takes)
+	return s.machine.Collect(ctx, sections...)
+}
+
+func TestStormOfChangesCostsOnlyItsBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := slow{newMachine(), 50 * time.Millisecond}
+		r, cancel := collecting(t, m)
+		defer cancel()
+		for range 100 * 60 * 10 { // 10 minutes
+			r.request("patch")
+			time.Sleep(10 * time.Millisecond)
+		}
+		spent := time.Duration(len(m.collections())) * m.takes
+		if most := 10*time.Minute/10 + 3*time.Second; spent > most {
+			t.Errorf("collecting took %v of 10 min, at most %v are allowed", spent, most)
+		}
+	})
+}
+
+func TestRequestsDuringACollectionAreServedTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := slow{newMachine(), time.Second}
+		r, cancel := collecting(t, m)
+		defer cancel()
+		r.request("vpn")
+		r.request("patch")
+		r.request("vpn")
+		time.Sleep(5 * time.Second)
+		got := m.collections()
+		if len(got) != 2 || strings.Join(got[1], " ") != "patch vpn" {
+			t.Errorf("collections: %v", got)
+		}
+	})
+}
+
+func TestAgeTakesTheLargerClock(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		began time.Time
+		least time.Duration
+	}{
+		{"awake", time.Now().Add(-time.Minute), time.Minute},
+		// Asleep for an hour the monotonic clock stood still: only the wall
+		// clock knows.
+		{"asleep", time.Now().Round(0).Add(-time.Hour), time.Hour},
+		{"clock set back", time.Now().Round(0).Add(time.Hour), 0},
+	} {
+		if age := (snapshot{began: c.began}).age(); age < c.least || age > c.least+time.Minute {
+			t.Errorf("%s: age %v, want %v", c.name, age, c.least)
+		}
+	}
+}
+
+func TestSectionBeyondTheLimitsBecomesFailed(t *testing.T) {
+	ev := newMachine().Collect(t.Context())
+	ev.Platform.KernelRelease = strings.Repeat("x", posture.MaxStringBytes+1)
+	got := bounded(ev)
+	if r := posture.ReadingOf(got, "platform"); r.GetState() != posturev1.ReadingState_READING_STATE_FAILED || r.GetReason() == "" {
+		t.Errorf("platform is %v", r)
+	}
+	if r := posture.ReadingOf(got, "volumes"); r.GetState() != posturev1.ReadingState_READING_STATE_OBSERVED {
+		t.Errorf("volumes is %v", r)
+	}
+	if err := posture.CheckLimits(got); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSectionsTooLargeTogetherAreBounded(t *testing.T) {
+	ev := newMachine().Collect(t.Context())
+	for range posture.MaxListLength {
+		ev.Patch.Pending = append(ev.Patch.Pending, &posturev1.PendingUpdate{Package: strings.Repeat("p", 100), Origin: strings.Repeat("o", 100)})
+		ev.Volumes.Volumes = append(ev.Volumes.Volumes, &posturev1.Volume{Filesystem: strings.Repeat("f", 100)})
+	}
+	ev.Volumes.Volumes = ev.Volumes.Volumes[:posture.MaxListLength]
+	if err := posture.CheckLimits(bounded(ev)); err != nil {
+		t.Error(err)
+	}
+}
+
+// restless is a Watcher that fails again and again.
+type restless struct{ started chan struct{} }
+
+func (w restless) Watch(context.Context, func(...string)) error {
+	select {
+	case w.started <- struct{}{}:
+	default:
+	}
+	return errors.New("no more watches")
+}
+
+func TestWatcherThatFailsIsStartedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := restless{make(chan struct{}, 100)}
+		a := newAgent(Options{Watcher: w, Collector: newMachine(), Log: slog.New(slog.DiscardHandler)})
+		ctx, cancel := context.WithCancel(t.Context())
+		go a.watch(ctx)
+		time.Sleep(time.Hour)
+		cancel()
+		synctest.Wait()
+		if n := len(w.started); n < 5 || n > 100 {
+			t.Errorf("started %d times in an hour", n)
+		}
+	})
+}
+
+func TestWaitIsCutShortOnlySoOften(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgent(Options{Collector: newMachine(), Log: slog.New(slog.DiscardHandler)})
+		flapping, stop := context.WithCancel(t.Context())
+		go func() {
+			for sleep(flapping, 10*time.Millisecond) {
+				signal(a.network)
+			}
+		}()
+		began, attempts := time.Now(), 0
+		for time.Since(began) < time.Minute {
+			a.pause(t.Context(), 5*time.Minute)
+			attempts++
+		}
+		stop()
+		if attempts > 25 {
+			t.Errorf("%d attempts in a minute over a flapping link", attempts)
+		}
+	})
+}
