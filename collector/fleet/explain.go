@@ -46,18 +46,32 @@ func (s *fleetService) explainCode(ctx context.Context, said string) (*fleetv1.E
 	}
 	answer := &fleetv1.ExplainResponse{}
 	for _, e := range refused {
-		if dev, ok := s.devices.Device(e.GetDevice().GetId()); ok && e.GetDevice().GetId() != "" {
-			now, err := s.current(ctx, dev)
-			if err != nil {
+		if dev, ok := s.devices.Device(e.GetDevice().GetId()); ok {
+			if e, err = s.since(ctx, e, dev, code); err != nil {
 				return nil, err
 			}
-			now.Outdated = now.GetResult().GetCode() != code
-			now.Result, now.RefusedAt = e.GetResult(), e.GetRefusedAt()
-			e = now
 		}
 		answer.Explanations = append(answer.Explanations, e)
 	}
 	return answer, nil
+}
+
+// since joins a refusal to how its device stands now. A refusal whose cause lies
+// outside the evidence (suspended, never reported) has no result.
+func (s *fleetService) since(ctx context.Context, refused *fleetv1.Explanation, dev *fleetv1.Device, code string) (*fleetv1.Explanation, error) {
+	e, err := s.current(ctx, dev)
+	if err != nil {
+		return nil, err
+	}
+	if refused.GetResult() != nil {
+		e.Outdated = e.GetResult().GetCode() != code
+	} else {
+		e.Outdated = e.GetVerdict() != refused.GetVerdict()
+		e.Reason = refused.GetReason()
+	}
+	e.Result, e.RefusedAt = refused.GetResult(), refused.GetRefusedAt()
+	e.Gateway, e.CertificateSha256 = refused.GetGateway(), refused.GetCertificateSha256()
+	return e, nil
 }
 
 // current explains how a device stands now. The evidence is left out: findings

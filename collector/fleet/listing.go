@@ -96,7 +96,7 @@ func (s *fleetService) fill(ctx context.Context, answer *fleetv1.ListDevicesResp
 func (s *fleetService) places(ctx context.Context, expr string, order order) ([]position, error) {
 	filter, err := appraisal.CompileFilter(expr)
 	if err != nil {
-		return nil, invalid("filter: %v", err)
+		return nil, invalid("%v", err)
 	}
 	now := s.now()
 	var places []position
@@ -104,7 +104,7 @@ func (s *fleetService) places(ctx context.Context, expr string, order order) ([]
 		v := s.view(dev, ev, res)
 		ok, err := filter.Match(v, now)
 		if err != nil {
-			return invalid("filter: at device %s: %v", v.GetAsset().GetAssetNumber(), err)
+			return invalid("%v", err)
 		}
 		if ok {
 			places = append(places, position{key: order.key(v), number: v.GetAsset().GetAssetNumber()})
