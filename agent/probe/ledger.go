@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"pfoertner/agent/durable"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
@@ -76,27 +76,13 @@ func parseSightings(content []byte) ([]Sighting, error) {
 	return sightings, nil
 }
 
-// Save writes the file anew and puts it in the place of the old one, so that
-// there is always a whole one.
-func (l FileLedger) Save(sightings []Sighting) (err error) {
+// Save replaces the file, all or nothing.
+func (l FileLedger) Save(sightings []Sighting) error {
 	content, err := json.MarshalIndent(sightings, "", " ")
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(l.Path), filepath.Base(l.Path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	_, err = f.Write(content)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), l.Path)
+	return durable.WriteFile(l.Path, content, 0o600)
 }
 
 // fixAges tells since when updates are pending. Without a ledger it remembers
