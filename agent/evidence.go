@@ -101,10 +101,10 @@ func showEvidence(ev *posturev1.Evidence, h headings) string {
 		if title == "" {
 			title = name
 		}
-		p.line(0, "%s: %s", title, p.state(posture.ReadingOf(ev, name)))
+		p.line(0, "%s: %s", title, p.reading(posture.ReadingOf(ev, name)))
 		m := ev.ProtoReflect()
 		if field := m.Descriptor().Fields().ByName(protoreflect.Name(name)); m.Has(field) {
-			p.fields(1, m.Get(field).Message())
+			p.fields(1, m.Get(field).Message(), "reading") // the heading has it
 		}
 		p.WriteString("\n")
 	}
@@ -121,12 +121,13 @@ func (p *evidencePage) line(depth int, format string, args ...any) {
 	fmt.Fprintf(p, strings.Repeat("  ", depth)+format+"\n", args...)
 }
 
-// fields prints the fields of m that are set, in the order of their numbers.
-func (p *evidencePage) fields(depth int, m protoreflect.Message) {
+// fields prints the fields of m that are set, in the order of their numbers,
+// but for the one named.
+func (p *evidencePage) fields(depth int, m protoreflect.Message, but protoreflect.Name) {
 	fields := m.Descriptor().Fields()
 	for i := range fields.Len() {
 		f := fields.Get(i)
-		if !m.Has(f) {
+		if !m.Has(f) || f.Name() == but {
 			continue
 		}
 		v := m.Get(f)
@@ -160,7 +161,7 @@ func (p *evidencePage) value(depth int, name string, m protoreflect.Message) {
 		p.line(depth, "%s: %s", name, p.reading(v))
 	default:
 		p.line(depth, "%s:", name)
-		p.fields(depth+1, m)
+		p.fields(depth+1, m, "")
 	}
 }
 

@@ -19,27 +19,37 @@ func Show(s Summary, w *Words, now time.Time) string {
 	case s.Judgement != nil:
 		p.judgement(s.Judgement)
 	case s.Connection == Online || s.Connection == Unreachable:
-		p.heading(w.noneTitle)
-		p.line(w.none)
+		p.heading(w.noneTitle, w.none)
 	}
 	p.contact(s)
-	return p.String()
+	return strings.Join(p.paragraphs, "\n")
 }
 
 type page struct {
-	strings.Builder
-	words *Words
-	now   time.Time
+	words      *Words
+	now        time.Time
+	paragraphs []string
 }
 
-func (p *page) heading(title string) {
-	p.line(title)
-	p.line(strings.Repeat("─", len([]rune(title))))
+// paragraph adds the lines that are not empty.
+func (p *page) paragraph(lines ...string) {
+	var b strings.Builder
+	for _, l := range lines {
+		if l != "" {
+			b.WriteString(l + "\n")
+		}
+	}
+	if b.Len() > 0 {
+		p.paragraphs = append(p.paragraphs, b.String())
+	}
 }
 
-func (p *page) line(s string) { p.WriteString(s + "\n") }
+func (p *page) heading(title string, lines ...string) {
+	rule := strings.Repeat("─", len([]rune(title)))
+	p.paragraph(append([]string{title, rule}, lines...)...)
+}
 
-func (p *page) linef(format string, args ...any) { p.line(fmt.Sprintf(format, args...)) }
+func (p *page) time(t time.Time) string { return p.words.time(t.In(p.now.Location())) }
 
 // connection says first what only a person can mend: no judgement follows from
 // it, and an old one would mislead.
@@ -52,78 +62,75 @@ func (p *page) connection(s Summary) {
 	if !ok {
 		return
 	}
-	p.heading(b.title)
-	p.line(b.text)
+	key := ""
 	if s.Fingerprint != "" {
-		p.linef(p.words.fingerprint, s.Fingerprint)
+		key = fmt.Sprintf(p.words.fingerprint, s.Fingerprint)
 	}
-	p.line("")
+	p.heading(b.title, b.text, key)
 }
 
+// judgement says what the verdict is, then what refuses access, then what else
+// should be done.
 func (p *page) judgement(j *Judgement) {
 	ended := !j.ValidUntil.IsZero() && !p.now.Before(j.ValidUntil)
 	switch {
-	case ended && j.Verdict != "deny":
-		p.heading(p.words.ended.title)
-		p.linef(p.words.ended.text, p.words.time(j.ValidUntil.In(p.now.Location())))
+	case ended && (j.Verdict == "admit" || j.Verdict == "quarantine"):
+		p.heading(p.words.ended.title, fmt.Sprintf(p.words.ended.text, p.time(j.ValidUntil)))
 	case j.Verdict == "admit":
-		p.heading(p.words.admit.title)
-		p.line(p.words.admit.text)
+		p.heading(p.words.admit.title, p.words.admit.text)
 	case j.Verdict == "quarantine":
-		p.heading(p.words.quarantine.title)
-		p.line(p.words.quarantine.text)
+		p.heading(p.words.quarantine.title, p.words.quarantine.text)
+	case len(j.Findings) == 0:
+		p.heading(p.words.deny.title, p.words.deny.text)
 	default:
 		p.heading(p.words.deny.title)
-		if len(j.Findings) == 0 {
-			p.line(p.words.deny.text)
-		}
 	}
 	for _, f := range j.Findings {
-		p.finding(f)
+		if f.Effect != "warn" {
+			p.finding(f, "")
+		}
 	}
 	if j.Code != "" {
-		p.line("")
-		p.linef(p.words.code, j.Code)
+		p.paragraph(fmt.Sprintf(p.words.code, j.Code))
+	}
+	for _, f := range j.Findings {
+		if f.Effect == "warn" {
+			p.finding(f, p.words.warning)
+		}
 	}
 }
 
 // finding says what is wrong and what to do. A rule's title says how it should
 // be: it stands in only where there is no reason.
-func (p *page) finding(f Finding) {
-	p.line("")
+func (p *page) finding(f Finding, prefix string) {
 	what := p.words.pick(f.Reason)
 	if what == "" {
 		what = fmt.Sprintf(p.words.unmet, p.words.pick(f.Title))
 	}
-	if f.Effect == "warn" {
-		what = p.words.warning + what
-	}
-	p.line(what)
+	lines := []string{prefix + what}
 	if !f.FailingSince.IsZero() {
-		p.linef("  "+p.words.since, p.words.day(f.FailingSince.In(p.now.Location())))
+		lines = append(lines, "  "+fmt.Sprintf(p.words.since, p.words.day(f.FailingSince.In(p.now.Location()))))
 	}
 	if f.GraceUntil.After(p.now) {
-		p.linef("  "+p.words.grace, p.words.time(f.GraceUntil.In(p.now.Location())))
+		lines = append(lines, "  "+fmt.Sprintf(p.words.grace, p.time(f.GraceUntil)))
 	}
 	if remedy := p.words.pick(f.Remedy); remedy != "" {
-		p.linef("  "+p.words.remedy, remedy)
+		lines = append(lines, "  "+fmt.Sprintf(p.words.remedy, remedy))
 	}
+	p.paragraph(lines...)
 }
 
 // contact says how old all this is.
 func (p *page) contact(s Summary) {
-	p.line("")
-	if s.LastContact.IsZero() {
-		if s.Connection == Unreachable {
-			p.line(p.words.neverReached)
-		}
-		return
-	}
-	p.linef(p.words.lastContact, p.words.time(s.LastContact.In(p.now.Location())))
 	switch {
+	case s.LastContact.IsZero() && s.Connection == Unreachable:
+		p.paragraph(p.words.neverReached)
+	case s.LastContact.IsZero():
 	case s.Connection == Unreachable:
-		p.line(p.words.unreachable)
+		p.paragraph(fmt.Sprintf(p.words.lastContact, p.time(s.LastContact)), p.words.unreachable)
 	case s.Connection == Online && p.now.Sub(s.LastContact) > silentAfter:
-		p.line(p.words.silent)
+		p.paragraph(fmt.Sprintf(p.words.lastContact, p.time(s.LastContact)), p.words.silent)
+	default:
+		p.paragraph(fmt.Sprintf(p.words.lastContact, p.time(s.LastContact)))
 	}
 }

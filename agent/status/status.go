@@ -95,10 +95,11 @@ func Read(path string) (Summary, error) {
 	if err != nil {
 		return Summary{}, fmt.Errorf("reading status: %w", err)
 	}
-	return parse(content)
+	return Parse(content)
 }
 
-func parse(content []byte) (Summary, error) {
+// Parse reads the content of the public file.
+func Parse(content []byte) (Summary, error) {
 	if len(content) > maxFileBytes {
 		return Summary{}, fmt.Errorf("status file is larger than %d bytes", maxFileBytes)
 	}
