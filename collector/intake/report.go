@@ -43,9 +43,15 @@ func (st *session) report(ctx context.Context, r *agentv1.Report) error {
 	if mismatch != "" {
 		return st.resync(r, mismatch)
 	}
+	if st.hold() {
+		defer st.deliver()
+	}
 	result, err := st.submit(ctx, ev, collectedAt)
 	if err != nil {
 		return st.notStored(ctx, r, err)
+	}
+	if !same(r.GetDigest(), result.GetEvidenceDigest()) {
+		return st.resync(r, "other evidence was stored meanwhile")
 	}
 	st.digest, st.resyncs = r.GetDigest(), 0
 	err = st.send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Acknowledgement{
@@ -55,7 +61,8 @@ func (st *session) report(ctx context.Context, r *agentv1.Report) error {
 		return err
 	}
 	st.service.Metrics.reported(kindOf(r), "stored", st.service.Now().Sub(arrived))
-	return st.sendResult(result)
+	st.order(func(o *orders) { o.tell(result) })
+	return nil
 }
 
 // collected is when the evidence was collected, by our clock: never later than

@@ -268,7 +268,7 @@ func (s *Service) Collect(deviceID, reason string) bool {
 func (s *Service) Push(deviceID string, result *posturev1.Result) bool {
 	st := s.session(deviceID)
 	if st != nil {
-		st.order(func(o *orders) { o.result = result })
+		st.order(func(o *orders) { o.tell(result) })
 	}
 	return st != nil
 }

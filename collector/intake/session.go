@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -15,12 +14,10 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"pfoertner/internal/posture"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
-	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
 const (
@@ -44,10 +41,11 @@ type session struct {
 
 	sending    sync.Mutex // one goroutine at a time may send
 	resultSent [sha256.Size]byte
+	resultAt   time.Time
 
 	ordering   sync.Mutex
 	orders     orders
-	delivering bool
+	delivering bool // somebody sees to the orders
 
 	limiter      *rate.Limiter
 	agentVersion string
@@ -57,12 +55,6 @@ type session struct {
 	resyncs      int    // without an acknowledgement between them
 	renewal      *renewal
 	renewedAt    time.Time
-}
-
-// orders are what others want told to the device: the newest of each kind.
-type orders struct {
-	collect *agentv1.Collect
-	result  *posturev1.Result
 }
 
 func newSession(s *Service, stream connectStream, id string, cert *x509.Certificate, spki []byte, end context.CancelCauseFunc) *session {
@@ -166,66 +158,6 @@ func (st *session) send(m *agentv1.ConnectResponse) error {
 	st.sending.Lock()
 	defer st.sending.Unlock()
 	return st.stream.Send(m)
-}
-
-// sendResult sends a result if it says anything new, times apart.
-func (st *session) sendResult(r *posturev1.Result) error {
-	print, err := resultPrint(r)
-	if err != nil {
-		return err
-	}
-	st.sending.Lock()
-	defer st.sending.Unlock()
-	if print == st.resultSent {
-		return nil
-	}
-	st.resultSent = print
-	return st.stream.Send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Result{Result: r}})
-}
-
-// resultPrint is the SHA-256 of a result without the times of its making.
-func resultPrint(r *posturev1.Result) ([sha256.Size]byte, error) {
-	stable := proto.CloneOf(r)
-	stable.CollectedAt, stable.AppraisedAt, stable.FreshUntil, stable.ExpiresAt = nil, nil, nil, nil
-	stable.EvidenceDigest = nil
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(stable)
-	if err != nil {
-		return [sha256.Size]byte{}, fmt.Errorf("marshalling result: %w", err)
-	}
-	return sha256.Sum256(b), nil
-}
-
-// order adds an order and sees to its delivery. At most one goroutine of a
-// stream delivers, only while there is something to deliver, and it ends with
-// the stream.
-func (st *session) order(add func(*orders)) {
-	st.ordering.Lock()
-	defer st.ordering.Unlock()
-	add(&st.orders)
-	if !st.delivering {
-		st.delivering = true
-		go st.deliver()
-	}
-}
-
-func (st *session) deliver() {
-	for {
-		st.ordering.Lock()
-		o := st.orders
-		st.orders = orders{}
-		if o == (orders{}) {
-			st.delivering = false
-			st.ordering.Unlock()
-			return
-		}
-		st.ordering.Unlock()
-		if o.result != nil && st.sendResult(o.result) != nil {
-			continue // the stream has ended
-		}
-		if o.collect != nil && st.send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Collect{Collect: o.collect}}) != nil {
-			continue
-		}
-	}
 }
 
 func invalid(format string, args ...any) error {

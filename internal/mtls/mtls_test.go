@@ -98,7 +98,7 @@ func holding(c tls.Certificate) func() (*tls.Certificate, error) {
 
 // shake connects both ends over a real socket and returns the errors that
 // server and client see, and the client's state.
-func shake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error, state tls.ConnectionState) {
+func shake(t *testing.T, server, client *tls.Config) (state tls.ConnectionState, serverErr, clientErr error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -132,7 +132,7 @@ func shake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error
 		_, clientErr = io.ReadFull(conn, make([]byte, 1))
 	}
 	raw.Close()
-	return <-done, clientErr, conn.ConnectionState()
+	return conn.ConnectionState(), <-done, clientErr
 }
 
 func TestBothEndsAcceptTheirCounterpart(t *testing.T) {
@@ -145,7 +145,7 @@ func TestBothEndsAcceptTheirCounterpart(t *testing.T) {
 	client := ClientConfig(ClientOptions{
 		Certificate: holding(devices.issue(t, RoleDevice, device)), Servers: servers.pool(), ServerName: "127.0.0.1",
 	})
-	serverErr, clientErr, state := shake(t, server, client)
+	state, serverErr, clientErr := shake(t, server, client)
 	if serverErr != nil || clientErr != nil {
 		t.Fatalf("server: %v, client: %v", serverErr, clientErr)
 	}
@@ -189,7 +189,7 @@ func TestServerRefusesEveryoneElse(t *testing.T) {
 				tc.change(&o)
 			}
 			client := ClientConfig(ClientOptions{Certificate: tc.client, Servers: servers.pool(), ServerName: "127.0.0.1"})
-			serverErr, clientErr, _ := shake(t, ServerConfig(o), client)
+			_, serverErr, clientErr := shake(t, ServerConfig(o), client)
 			if serverErr == nil || !strings.Contains(serverErr.Error(), tc.want) {
 				t.Errorf("server says %v, want %q", serverErr, tc.want)
 			}
@@ -207,7 +207,7 @@ func TestOptionalLetsInWhoHasNoCertificate(t *testing.T) {
 		Check: func(*x509.Certificate) error { return errors.New("asked without a certificate") },
 	})
 	client := ClientConfig(ClientOptions{Servers: servers.pool(), ServerName: "127.0.0.1"})
-	if serverErr, clientErr, _ := shake(t, server, client); serverErr != nil || clientErr != nil {
+	if _, serverErr, clientErr := shake(t, server, client); serverErr != nil || clientErr != nil {
 		t.Fatalf("server: %v, client: %v", serverErr, clientErr)
 	}
 }
@@ -232,7 +232,7 @@ func TestClientRefusesWhoIsNotTheCollector(t *testing.T) {
 			server := ServerConfig(ServerOptions{
 				Certificate: holding(tc.server), Clients: devices.pool(), Role: RoleDevice, Optional: true,
 			})
-			_, clientErr, _ := shake(t, server, ClientConfig(ClientOptions{Servers: tc.servers, ServerName: "127.0.0.1"}))
+			_, _, clientErr := shake(t, server, ClientConfig(ClientOptions{Servers: tc.servers, ServerName: "127.0.0.1"}))
 			if clientErr == nil || !strings.Contains(clientErr.Error(), tc.want) {
 				t.Errorf("client says %v, want %q", clientErr, tc.want)
 			}
@@ -254,7 +254,7 @@ func TestSessionsAreNeverResumed(t *testing.T) {
 	client.SessionTicketsDisabled = false
 	client.ClientSessionCache = tls.NewLRUClientSessionCache(8)
 	for range 3 {
-		serverErr, clientErr, state := shake(t, server, client)
+		state, serverErr, clientErr := shake(t, server, client)
 		if serverErr != nil || clientErr != nil || state.DidResume {
 			t.Fatalf("server: %v, client: %v, resumed: %v", serverErr, clientErr, state.DidResume)
 		}
@@ -280,7 +280,7 @@ func TestOnlyTLS13WithAESAndApprovedCurves(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			client := ClientConfig(ClientOptions{Servers: servers.pool(), ServerName: "127.0.0.1"})
 			change(client)
-			if serverErr, clientErr, _ := shake(t, server, client); serverErr == nil || clientErr == nil {
+			if _, serverErr, clientErr := shake(t, server, client); serverErr == nil || clientErr == nil {
 				t.Errorf("accepted: server %v, client %v", serverErr, clientErr)
 			}
 		})

@@ -1,0 +1,113 @@
+package intake
+
+import (
+	"crypto/sha256"
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+
+	agentv1 "pfoertner/proto/pfoertner/agent/v1"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
+)
+
+// orders are what a device is to be told when it can be: the newest of each
+// kind, so nothing piles up.
+type orders struct {
+	collect *agentv1.Collect
+	result  *posturev1.Result
+}
+
+// tell replaces the result by a newer one.
+func (o *orders) tell(r *posturev1.Result) {
+	if o.result == nil || !r.GetAppraisedAt().AsTime().Before(o.result.GetAppraisedAt().AsTime()) {
+		o.result = r
+	}
+}
+
+// order adds an order and sees to its delivery. At most one goroutine of a
+// stream delivers, only while there is something to deliver, and it ends with
+// the stream.
+func (st *session) order(add func(*orders)) {
+	st.ordering.Lock()
+	defer st.ordering.Unlock()
+	add(&st.orders)
+	if !st.delivering {
+		st.delivering = true
+		go st.deliver()
+	}
+}
+
+// hold makes the caller the one who delivers, if nobody does: what is ordered
+// while it works on a report goes out behind the acknowledgement. The caller
+// calls deliver in the end.
+func (st *session) hold() (held bool) {
+	st.ordering.Lock()
+	defer st.ordering.Unlock()
+	held = !st.delivering
+	st.delivering = true
+	return held
+}
+
+// deliver sends orders until there are none. On a stream that has ended it
+// drops them.
+func (st *session) deliver() {
+	for {
+		st.ordering.Lock()
+		o := st.orders
+		st.orders = orders{}
+		if o == (orders{}) {
+			st.delivering = false
+			st.ordering.Unlock()
+			return
+		}
+		st.ordering.Unlock()
+		if err := st.carryOut(o); err != nil {
+			st.end(err)
+		}
+	}
+}
+
+func (st *session) carryOut(o orders) error {
+	if o.result != nil {
+		if err := st.sendResult(o.result); err != nil {
+			return err
+		}
+	}
+	if o.collect == nil {
+		return nil
+	}
+	return st.send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Collect{Collect: o.collect}})
+}
+
+// sendResult sends a result if it says anything new, times apart, and is not
+// older than what was sent.
+func (st *session) sendResult(r *posturev1.Result) error {
+	print, err := resultPrint(r)
+	if err != nil {
+		return err
+	}
+	st.sending.Lock()
+	defer st.sending.Unlock()
+	at := r.GetAppraisedAt().AsTime()
+	if at.Before(st.resultAt) {
+		return nil
+	}
+	st.resultAt = at
+	if print == st.resultSent {
+		return nil
+	}
+	st.resultSent = print
+	return st.stream.Send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Result{Result: r}})
+}
+
+// resultPrint is the SHA-256 of a result without the times of its making.
+func resultPrint(r *posturev1.Result) ([sha256.Size]byte, error) {
+	stable := proto.CloneOf(r)
+	stable.CollectedAt, stable.AppraisedAt, stable.FreshUntil, stable.ExpiresAt = nil, nil, nil, nil
+	stable.EvidenceDigest = nil
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(stable)
+	if err != nil {
+		return [sha256.Size]byte{}, fmt.Errorf("marshalling result: %w", err)
+	}
+	return sha256.Sum256(b), nil
+}
