@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/godbus/dbus/v5"
 )
@@ -41,9 +42,8 @@ func (systemBus) VPNConnections(ctx context.Context) ([]BusConnection, error) {
 	var found []BusConnection
 	for _, path := range active {
 		c, vpn, err := nm.connection(path)
-		var gone dbus.Error
-		if errors.As(err, &gone) && gone.Name == "org.freedesktop.DBus.Error.UnknownMethod" {
-			continue // it ended since the list was made
+		if isGone(err) { // it ended since the list was made
+			continue
 		}
 		if err != nil {
 			return nil, err
@@ -152,6 +152,17 @@ func (o object) vpnService(settings dbus.ObjectPath) (string, error) {
 	}
 	service, _ := all["vpn"]["service-type"].Value().(string)
 	return service, nil
+}
+
+// isGone is true for the answers of bus libraries for an object that is not
+// there.
+func isGone(err error) bool {
+	var answer dbus.Error
+	return errors.As(err, &answer) && slices.Contains([]string{
+		"org.freedesktop.DBus.Error.UnknownObject",
+		"org.freedesktop.DBus.Error.UnknownInterface",
+		"org.freedesktop.DBus.Error.UnknownMethod",
+	}, answer.Name)
 }
 
 // property reads one property of an object.

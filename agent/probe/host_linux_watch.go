@@ -79,19 +79,21 @@ func hear(ctx context.Context, protocol int, groups uint32, message func([]byte)
 }
 
 // watchMounts waits for the mounts of pid 1 and the swap spaces to change: the
-// kernel raises POLLPRI and POLLERR on these files (proc_pid_mounts(5)).
+// kernel raises POLLPRI and POLLERR on these files (proc_pid_mounts(5)), once
+// for each open file. They are not opened by package os, whose own poller
+// would take the event away.
 func watchMounts(ctx context.Context, changed func(...string)) error {
 	var polled []unix.PollFd
 	for _, name := range []string{sourceMounts, sourceSwaps} {
-		f, err := os.Open(name)
+		fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if errors.Is(err, fs.ErrNotExist) && name == sourceSwaps { // a kernel without swap
 			continue
 		}
 		if err != nil {
-			return err
+			return fmt.Errorf("opening %s: %w", name, err)
 		}
-		defer f.Close()
-		polled = append(polled, unix.PollFd{Fd: int32(f.Fd()), Events: unix.POLLPRI})
+		defer unix.Close(fd)
+		polled = append(polled, unix.PollFd{Fd: int32(fd), Events: unix.POLLPRI})
 	}
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
