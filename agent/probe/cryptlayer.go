@@ -2,6 +2,9 @@ package probe
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
+	"path"
 	"strconv"
 	"strings"
 
@@ -135,4 +138,54 @@ func contradiction(subject, mapping, header string) *posturev1.Contradiction {
 
 func kindName(kind posturev1.LayerType) string {
 	return strings.TrimPrefix(kind.String(), "LAYER_TYPE_")
+}
+
+type headerReading struct {
+	header *luksHeader
+	err    error
+}
+
+// header reads the LUKS header under a crypt layer: from the device below it,
+// or below that device's own integrity layer.
+func (s *storage) header(crypt layer) (*luksHeader, error) {
+	lower, err := s.below(crypt)
+	for err == nil && len(lower) > 0 && lower[0].kind == posturev1.LayerType_LAYER_TYPE_INTEGRITY {
+		lower, err = s.below(lower[0])
+	}
+	if err != nil {
+		return nil, err
+	}
+	if len(lower) == 0 {
+		return nil, errors.New("no device below the crypt layer")
+	}
+	dir := lower[0].dir
+	read, ok := s.headers[dir]
+	if !ok {
+		read.header, read.err = s.readHeader(dir)
+		s.headers[dir] = read
+	}
+	return read.header, read.err
+}
+
+func (s *storage) readHeader(dir string) (*luksHeader, error) {
+	number, err := s.attribute(dir + "/dev")
+	if err != nil {
+		return nil, fmt.Errorf("reading a device number: %w", err)
+	}
+	node, err := s.files.Open("dev/block/" + number)
+	if errors.Is(err, fs.ErrNotExist) { // these links are udev's; the kernel's own name is always there
+		node, err = s.files.Open("dev/" + strings.ReplaceAll(path.Base(dir), "!", "/"))
+	}
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return nil, errors.New("reading the LUKS header needs root")
+	case err != nil:
+		return nil, fmt.Errorf("opening the device to read its LUKS header: %w", cause(err))
+	}
+	defer node.Close()
+	h, err := parseLUKS(node)
+	if err != nil {
+		return nil, cause(err)
+	}
+	return h, nil
 }
