@@ -121,8 +121,8 @@ func (v *Verifier) work(ctx context.Context) error {
 		v.Metrics.queued(left)
 		if _, err := v.Reappraise(ctx, id); err != nil && ctx.Err() == nil {
 			v.Log.ErrorContext(ctx, "stored evidence not judged anew", "device_id", id, "error", err)
-			v.enqueue(id)
 			pause(ctx, retryAfter)
+			v.enqueue(id)
 		}
 	}
 }

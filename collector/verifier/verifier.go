@@ -142,7 +142,15 @@ func (v *Verifier) Submit(ctx context.Context, deviceID string, ev *posturev1.Ev
 func (v *Verifier) Confirm(ctx context.Context, deviceID string, collectedAt time.Time) (*posturev1.Result, error) {
 	s := v.turn(deviceID)
 	defer s.Unlock()
-	return v.again(ctx, s, deviceID, collectedAt, triggerHeartbeat)
+	dev, err := v.device(deviceID)
+	if err != nil {
+		return nil, err
+	}
+	last, err := v.last(ctx, s, deviceID)
+	if err != nil {
+		return nil, err
+	}
+	return v.again(ctx, s, dev, last, collectedAt, triggerHeartbeat)
 }
 
 // Reappraise judges the stored evidence anew. For a device that never reported,
@@ -157,13 +165,18 @@ func (v *Verifier) Reappraise(ctx context.Context, deviceID string) (*posturev1.
 func (v *Verifier) reappraise(ctx context.Context, deviceID string, t trigger) (before, after *posturev1.Result, err error) {
 	s := v.turn(deviceID)
 	defer s.Unlock()
+	dev, ok := v.Devices.Device(deviceID)
+	if !ok {
+		return nil, nil, nil
+	}
 	last, err := v.last(ctx, s, deviceID)
-	if err == nil {
-		after, err = v.again(ctx, s, deviceID, time.Time{}, t)
-	}
 	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
+		return nil, nil, nil
 	}
+	if err != nil {
+		return nil, nil, err
+	}
+	after, err = v.again(ctx, s, dev, last, last.result.GetCollectedAt().AsTime(), t)
 	return last.result, after, err
 }
 
@@ -182,25 +195,12 @@ func (v *Verifier) device(id string) (*fleetv1.Device, error) {
 	return dev, nil
 }
 
-// again judges the stored evidence as of collectedAt; zero: as of when it was
-// collected last.
-func (v *Verifier) again(ctx context.Context, s *stripe, deviceID string, collectedAt time.Time, t trigger) (*posturev1.Result, error) {
-	dev, err := v.device(deviceID)
-	if err != nil {
-		return nil, err
-	}
-	before, err := v.last(ctx, s, deviceID)
-	if err != nil {
-		return nil, err
-	}
-	if at := before.result.GetCollectedAt(); collectedAt.IsZero() && at != nil {
-		collectedAt = at.AsTime()
-	}
-	in := appraisal.Input{
-		Device: dev, Evidence: before.evidence, EvidenceDigest: before.result.GetEvidenceDigest(),
-		CollectedAt: collectedAt, Previous: before.result,
-	}
-	return v.settle(ctx, s, in, nil, t)
+// again judges stored evidence as of collectedAt.
+func (v *Verifier) again(ctx context.Context, s *stripe, dev *fleetv1.Device, last *report, collectedAt time.Time, t trigger) (*posturev1.Result, error) {
+	return v.settle(ctx, s, appraisal.Input{
+		Device: dev, Evidence: last.evidence, EvidenceDigest: last.result.GetEvidenceDigest(),
+		CollectedAt: collectedAt, Previous: last.result,
+	}, nil, t)
 }
 
 // last is the device's last report, from memory or from the store. With an
