@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
@@ -44,7 +45,7 @@ func collectFirewall(ctx context.Context, h Host, ev *posturev1.Evidence) error 
 		}
 		e := &posturev1.FirewallEngine{Engine: engine.name, ServiceActive: unitActive(ctx, h.Bus, engine.unit)}
 		if err == nil {
-			own := filter(chains, engine.own)
+			own := slices.DeleteFunc(slices.Clone(chains), func(c FilterChain) bool { return !engine.own(c) })
 			e.RulesLoaded = ternary(filters(own))
 			e.InboundDefaultDrop = ternary(dropsInbound(own))
 		}
@@ -67,16 +68,6 @@ func unitActive(ctx context.Context, bus Bus, unit string) posturev1.Ternary {
 	default:
 		return ternary(active)
 	}
-}
-
-func filter(chains []FilterChain, keep func(FilterChain) bool) []FilterChain {
-	var kept []FilterChain
-	for _, c := range chains {
-		if keep(c) {
-			kept = append(kept, c)
-		}
-	}
-	return kept
 }
 
 // filters says whether any chain does something: an empty one that lets

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 )
 
@@ -87,12 +88,5 @@ func (o osRelease) codenames() []string {
 // like says whether the system is, or is built on, one of the distributions.
 func (o osRelease) like(ids ...string) bool {
 	own := append(strings.Fields(o["ID_LIKE"]), o["ID"])
-	for _, id := range ids {
-		for _, o := range own {
-			if o == id {
-				return true
-			}
-		}
-	}
-	return false
+	return slices.ContainsFunc(ids, func(id string) bool { return slices.Contains(own, id) })
 }

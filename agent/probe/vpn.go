@@ -118,7 +118,7 @@ func (v *vpnView) client(ctx context.Context, product vpnProduct) *posturev1.Vpn
 	}
 	c.Installed = fact(v.installed(product))
 	processes := fact(v.processes(ctx, product))
-	unit := fact(v.unit(ctx, product))
+	unit := v.unit(ctx, product)
 
 	links := v.linksOf(product, c.Installed == yes || processes == yes)
 	c.ServiceRunning = processes

@@ -52,9 +52,9 @@ func (v *vpnView) processes(ctx context.Context, product vpnProduct) (posturev1.
 // unit says whether systemd holds one of the product's units for active. It
 // only supplements the processes: without systemd it is unknown, and that is
 // no failure.
-func (v *vpnView) unit(ctx context.Context, product vpnProduct) (posturev1.Ternary, error) {
+func (v *vpnView) unit(ctx context.Context, product vpnProduct) posturev1.Ternary {
 	if v.host.Bus == nil {
-		return unknown, nil
+		return unknown
 	}
 	state := unknown
 	for _, unit := range product.Units {
@@ -63,11 +63,11 @@ func (v *vpnView) unit(ctx context.Context, product vpnProduct) (posturev1.Terna
 		case err != nil:
 			continue
 		case active:
-			return yes, nil
+			return yes
 		}
 		state = no
 	}
-	return state, nil
+	return state
 }
 
 // clientContradictions lists what does not fit together in one client.
