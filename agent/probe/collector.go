@@ -94,8 +94,9 @@ func (c *Collector) wanted(section string, named []string) bool {
 	return len(named) == 0 || slices.Contains(named, section) || c.last[section] == nil
 }
 
-// attempt is one run of one probe. evidence and err belong to the probe's
-// goroutine until done is closed; a probe that hangs keeps them for ever.
+// attempt is one run of one probe. evidence, err and ended belong to the
+// probe's goroutine until done is closed; a probe that hangs keeps them for
+// ever.
 type attempt struct {
 	section string
 	timeout time.Duration
@@ -107,6 +108,7 @@ type attempt struct {
 
 	evidence *posturev1.Evidence
 	err      error
+	ended    time.Time
 }
 
 func start(ctx context.Context, p Probe, h Host) *attempt {
@@ -120,7 +122,10 @@ func start(ctx context.Context, p Probe, h Host) *attempt {
 	}
 	a.ctx, a.cancel = context.WithTimeout(ctx, a.timeout)
 	go func() {
-		defer close(a.done)
+		defer func() {
+			a.ended = h.Now()
+			close(a.done)
+		}()
 		a.err = guarded(a.ctx, p, h, a.evidence)
 	}()
 	return a
@@ -148,7 +153,7 @@ func (a *attempt) await(now func() time.Time) *posturev1.Evidence {
 	}
 	switch {
 	case !a.running():
-		return section(a.section, a.evidence, a.began, now(), a.err)
+		return section(a.section, a.evidence, a.began, a.ended, a.err)
 	case !a.leftAt.IsZero():
 		err := fmt.Errorf("no answer since %s", a.began.UTC().Format(time.RFC3339))
 		return section(a.section, nil, a.began, a.leftAt, err)
