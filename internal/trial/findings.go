@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/big"
 	"os"
@@ -116,12 +117,8 @@ func (t *trial) makeVPNCertificate() error {
 	return nil
 }
 
-// answer is what `pfoertner-gate ask --json` prints.
-type answer struct {
-	Verdict string `json:"verdict"`
-	Code    string `json:"code"`
-	Message string `json:"message"`
-}
+// answer is what `pfoertner-gate ask` prints.
+type answer struct{ verdict, code, text string }
 
 // askAsGateway asks for this machine and for a stranger: the first answer must
 // be the result's, the second no.
@@ -130,29 +127,33 @@ func (t *trial) askAsGateway(ctx context.Context, d *device) error {
 	if err != nil {
 		return err
 	}
-	step("gate", fmt.Sprintf("asked for %s: %s %s", asset, ours.Verdict, ours.Message))
-	if want := strings.TrimPrefix(d.Result.Verdict, "VERDICT_"); ours.Verdict != want || ours.Code != d.Result.Code {
-		return fmt.Errorf("admission says %s %s, the result says %s %s", ours.Verdict, ours.Code, want, d.Result.Code)
+	step("gate", fmt.Sprintf("asked for %s: %s. %s", asset, ours.verdict, ours.text))
+	want := map[string]string{"VERDICT_ADMIT": "admitted", "VERDICT_QUARANTINE": "quarantine", "VERDICT_DENY": "denied"}[d.Result.Verdict]
+	if want == "" || ours.verdict != want || ours.code != d.Result.Code {
+		return fmt.Errorf("admission says %s %s, the result says %s %s", ours.verdict, ours.code, d.Result.Verdict, d.Result.Code)
 	}
 	stranger, err := t.ask(ctx, strings.Repeat("5a", sha256.Size))
 	if err != nil {
 		return err
 	}
-	step("gate", fmt.Sprintf("asked for a stranger: %s %s", stranger.Verdict, stranger.Message))
-	if stranger.Verdict != "DENY" {
-		return fmt.Errorf("a stranger gets %s", stranger.Verdict)
+	step("gate", fmt.Sprintf("asked for a stranger: %s. %s", stranger.verdict, stranger.text))
+	if stranger.verdict != "denied" {
+		return fmt.Errorf("a stranger is answered %q", stranger.verdict)
 	}
 	return nil
 }
 
+// ask asks for one VPN certificate. A refusal is an answer: only what prints no
+// verdict is an error.
 func (t *trial) ask(ctx context.Context, fingerprint string) (answer, error) {
-	text, err := t.run(ctx, "pfoertner-gate", "ask", "--bundle", t.path("gate"), "--collector", t.address.gates, "--fingerprint", fingerprint, "--json")
-	if err != nil {
-		return answer{}, err
+	text, err := t.run(ctx, "pfoertner-gate", "ask", "--config", t.path("gate.yaml"), "--fingerprint", fingerprint)
+	said := map[string]string{}
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "  ")
+		said[name] = strings.TrimSpace(value)
 	}
-	var a answer
-	if err := json.Unmarshal([]byte(text), &a); err != nil {
-		return answer{}, fmt.Errorf("reading the gate's answer: %w", err)
+	if said["verdict"] == "" {
+		return answer{}, errors.Join(errors.New("no verdict was answered"), err)
 	}
-	return a, nil
+	return answer{verdict: said["verdict"], code: said["code"], text: said["text (de)"]}, nil
 }

@@ -113,7 +113,8 @@ func (t *tail) String() string {
 	return string(t.b)
 }
 
-// run runs one command to its end and returns what it printed.
+// run runs one command to its end and returns what it printed, also when it
+// ended with an error.
 func (t *trial) run(ctx context.Context, program string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -121,7 +122,7 @@ func (t *trial) run(ctx context.Context, program string, args ...string) (string
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("%s %s: %w: %s", program, args[0], err, strings.TrimSpace(errs.String()))
+		return strings.TrimSpace(out.String()), fmt.Errorf("%s %s: %w: %s", program, args[0], err, strings.TrimSpace(errs.String()))
 	}
 	return strings.TrimSpace(out.String()), nil
 }
@@ -172,6 +173,10 @@ func (t *trial) startCollector(ctx context.Context) error {
 		return err
 	}
 	if _, err := t.run(ctx, "pfoertner-collector", "bundle", "gate", "vpn1", "--config", t.path("collector.yaml"), "--out", t.path("gate")); err != nil {
+		return err
+	}
+	gate := fmt.Sprintf("collectors: [%q]\npki: %q\nstate: %q\n", t.address.gates, t.path("gate"), t.path("gate"))
+	if err := os.WriteFile(t.path("gate.yaml"), []byte(gate), 0o600); err != nil {
 		return err
 	}
 	return t.serve(ctx)
