@@ -176,7 +176,11 @@ func (v *Verifier) reappraise(ctx context.Context, deviceID string, t trigger) (
 	if err != nil {
 		return nil, nil, err
 	}
-	after, err = v.again(ctx, s, dev, last, last.result.GetCollectedAt().AsTime(), t)
+	var collectedAt time.Time // zero: never
+	if at := last.result.GetCollectedAt(); at != nil {
+		collectedAt = at.AsTime()
+	}
+	after, err = v.again(ctx, s, dev, last, collectedAt, t)
 	return last.result, after, err
 }
 
