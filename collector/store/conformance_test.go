@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -467,8 +468,10 @@ func policies(t *testing.T, open func() *Store) {
 			t.Errorf("version %d: got %q, want %q", asked, got, want)
 		}
 	}
-	_, _, err := s.Policy(ctx, 4)
-	wants(t, err, fs.ErrNotExist)
+	for _, unknown := range []uint64{4, math.MaxUint64} {
+		_, _, err := s.Policy(ctx, unknown)
+		wants(t, err, fs.ErrNotExist)
+	}
 	all := must(s.Policies(ctx))(t)
 	if len(all) != 3 || all[0].GetVersion() != 3 || all[2].GetVersion() != 1 {
 		t.Errorf("got %v", all)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"io/fs"
+	"math"
 
 	"google.golang.org/protobuf/proto"
 
@@ -52,6 +54,9 @@ func (s *Store) Policies(ctx context.Context) ([]*fleetv1.PolicyVersion, error) 
 
 // Policy returns a version and its text; version 0 is the newest.
 func (s *Store) Policy(ctx context.Context, version uint64) (*fleetv1.PolicyVersion, []byte, error) {
+	if version > math.MaxInt64 { // more than SQL can count to
+		return nil, nil, fmt.Errorf("reading policy version %d: %w", version, fs.ErrNotExist)
+	}
 	var body, yaml []byte
 	err := s.row(ctx, `SELECT version, body, yaml FROM policies WHERE version = ? OR ? = 0 ORDER BY version DESC LIMIT 1`,
 		[]any{version, version}, &version, &body, &yaml)
