@@ -16,7 +16,7 @@ const streams = 64
 // are in the same process. Each waits for its acknowledgement before it reports
 // again.
 func BenchmarkCheckIn(b *testing.B) {
-	h := newHouse(b)
+	h := newHouse(b, func(c *Config) { c.ReportsPerSecond, c.EnrolmentsPerMinute = 0, 1000 })
 	books := h.enrol(b, streams)
 	reporters := make([]*reporter, streams)
 	for i, book := range books {

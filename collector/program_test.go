@@ -36,16 +36,18 @@ type house struct {
 	stop   func()
 }
 
-// newHouse makes the keys of a collector and starts it.
-func newHouse(t testing.TB) *house {
+// newHouse makes the keys of a collector and starts it with the default
+// configuration, changed as a test needs it.
+func newHouse(t testing.TB, change ...func(*Config)) *house {
 	t.Helper()
 	c, err := loadConfig("")
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, f := range change {
+		f(&c)
+	}
 	c.State = t.TempDir()
-	c.ReportsPerSecond = 0
-	c.EnrolmentsPerMinute = 1000
 	c.Listen.Agents, c.Listen.Gates, c.Listen.Operators, c.Listen.Health = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	_, err = authority.Create(filepath.Join(c.State, keysDir), authority.Options{
 		DNSNames: []string{"localhost"}, Addresses: []net.IP{net.IPv4(127, 0, 0, 1)},

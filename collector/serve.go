@@ -42,6 +42,11 @@ import (
 // at.
 const housekeeping = 12 * time.Hour
 
+// messageBurst is how many messages an agent may send at once before
+// reports_per_second slows it down: a notebook that wakes up reports several
+// sections one by one.
+const messageBurst = 20
+
 func newServe() *cobra.Command {
 	var configFile string
 	cmd := &cobra.Command{
@@ -114,6 +119,7 @@ func (p *Program) open(ctx context.Context) (err error) {
 		ReportInterval: p.verifier.ReportInterval,
 		Version:        version,
 		MessageRate:    p.config.messageRate(),
+		MessageBurst:   messageBurst,
 		Metrics:        intake.NewMetrics(p.metrics),
 		Log:            p.log.With("room", "intake"),
 	})
