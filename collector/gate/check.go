@@ -15,6 +15,9 @@ func check(path string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := config.guards(); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
 	o, err := linkOptions(config, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err

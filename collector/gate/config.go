@@ -143,10 +143,15 @@ func (c Config) check() error {
 	return nil
 }
 
-func (c Config) checkServers() error {
+// guards says whether there is anything to guard: to ask, nothing is needed.
+func (c Config) guards() error {
 	if len(c.OpenVPN) == 0 {
 		return errors.New("openvpn: at least one server is needed")
 	}
+	return nil
+}
+
+func (c Config) checkServers() error {
 	sockets := map[string]bool{}
 	for i, s := range c.OpenVPN {
 		switch {

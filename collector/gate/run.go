@@ -29,6 +29,9 @@ func run(ctx context.Context, path string, errs io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := config.guards(); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
 	log := config.logger(errs)
 	reviews, err := reviewServers(config, log)
 	if err != nil {
