@@ -88,7 +88,6 @@ func (t Target) Dial(servers *x509.CertPool, certificate func() (*tls.Certificat
 			grpc.MaxCallSendMsgSize(posture.MaxMessageBytes)),
 		grpc.WithReadBufferSize(bufferBytes),
 		grpc.WithWriteBufferSize(bufferBytes),
-		grpc.WithSharedWriteBuffer(true),
 		grpc.WithIdleTimeout(0),
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
