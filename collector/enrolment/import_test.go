@@ -241,7 +241,7 @@ func TestImportOfAWholeFleet(t *testing.T) {
 	h := newHouse(t)
 	var b bytes.Buffer
 	b.WriteString(header)
-	const fleet = 20_000
+	const fleet = 5_000
 	for i := range fleet {
 		fmt.Fprintf(&b, "NB-%06d;Lenovo;T14;PF%06d;inneres/polizei;a;software;%064x\n", i, i, i)
 	}
