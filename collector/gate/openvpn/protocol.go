@@ -171,12 +171,12 @@ func fingerprint(text string) []byte {
 	return sum
 }
 
-// parseStatus reads the lines of `status 3`. Clients without a tunnel address
-// are in the middle of a handshake or already refused, and left out. Columns
-// are found by the names in the header: their order differs between versions.
-func parseStatus(server string, lines []string) ([]session.Live, error) {
+// parseStatus reads the lines of `status 3`: the sessions that are up, and the
+// clients without a tunnel address, which are in the middle of a handshake or
+// already refused. Columns are found by the names in the header: their order
+// differs between versions.
+func parseStatus(server string, lines []string) (live, waiting []session.Live, err error) {
 	var columns []string
-	var live []session.Live
 	for _, line := range lines {
 		fields := strings.Split(line, "\t")
 		switch {
@@ -184,7 +184,7 @@ func parseStatus(server string, lines []string) ([]session.Live, error) {
 			columns = fields[2:]
 		case fields[0] == "CLIENT_LIST":
 			if len(fields)-1 != len(columns) {
-				return nil, fmt.Errorf("status: client with %d fields, the header names %d", len(fields)-1, len(columns))
+				return nil, nil, fmt.Errorf("status: client with %d fields, the header names %d", len(fields)-1, len(columns))
 			}
 			row := map[string]string{}
 			for i, name := range columns {
@@ -192,7 +192,7 @@ func parseStatus(server string, lines []string) ([]session.Live, error) {
 			}
 			cid, err := strconv.ParseUint(row["Client ID"], 10, 64)
 			if err != nil {
-				return nil, fmt.Errorf("status: client id: %w", err)
+				return nil, nil, fmt.Errorf("status: client id: %w", err)
 			}
 			l := session.Live{
 				Key:   session.Key{Server: server, CID: cid},
@@ -207,13 +207,15 @@ func parseStatus(server string, lines []string) ([]session.Live, error) {
 			}
 			if len(l.Addresses) > 0 {
 				live = append(live, l)
+			} else {
+				waiting = append(waiting, l)
 			}
 		}
 	}
 	if columns == nil {
-		return nil, errors.New("status: no client list")
+		return nil, nil, errors.New("status: no client list")
 	}
-	return live, nil
+	return live, waiting, nil
 }
 
 func unixTime(text string) time.Time {

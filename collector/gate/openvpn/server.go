@@ -115,9 +115,18 @@ func (s *Server) greet(ctx context.Context, m *management) (session.Attached, er
 	if a.Process, err = strconv.Atoi(strings.TrimPrefix(pid, "pid=")); err != nil {
 		return a, fmt.Errorf("management command pid: %w", err)
 	}
-	a.Live, err = s.status(ctx, m)
+	var waiting []session.Live
+	a.Live, waiting, err = s.status(ctx, m)
 	if _, refused := errors.AsType[*refusedError](err); refused {
 		return a, nil // on hold: it has not begun, nothing is up
+	}
+	// Nobody was there to hear of these handshakes, and they are not told
+	// again: without this their clients would wait for a minute.
+	for _, l := range waiting {
+		_, killErr := m.single(ctx, fmt.Sprintf("client-kill %d", l.CID))
+		if _, refused := errors.AsType[*refusedError](killErr); killErr != nil && !refused {
+			return a, killErr
+		}
 	}
 	return a, err
 }
@@ -229,13 +238,14 @@ func (s *Server) Live(ctx context.Context) ([]session.Live, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.status(ctx, m)
+	live, _, err := s.status(ctx, m)
+	return live, err
 }
 
-func (s *Server) status(ctx context.Context, m *management) ([]session.Live, error) {
+func (s *Server) status(ctx context.Context, m *management) (live, waiting []session.Live, err error) {
 	lines, err := m.listing(ctx, "status 3")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	return parseStatus(s.name, lines)
 }

@@ -230,17 +230,21 @@ func (k *Keeper) strays() []Grant {
 	return out
 }
 
-// do does what is to be done: packets first.
+// do does what is to be done. Packets are cut before anything else; but what
+// only gains something is in the journal before its first packet passes, so
+// that the next gate knows it.
 func (k *Keeper) do(ctx context.Context, todo Todo) {
+	lowers := len(todo.Cut)+len(todo.Flips) > 0
+	if !lowers {
+		k.save(todo)
+	}
 	filtered := k.apply(todo.Grants)
 	packets := time.Now()
+	if lowers {
+		k.save(todo)
+	}
 	if len(todo.Forget) > 0 {
 		k.work.Go(func() { k.forget(todo.Forget) })
-	}
-	if todo.Save {
-		if err := k.book.record(k.o.Journal); err != nil {
-			k.o.Log.Error("journal not written, a restart will cut sessions", "error", err)
-		}
 	}
 	for _, a := range todo.Allow {
 		k.work.Go(func() { k.told(a.Key, k.o.Drivers[a.Server].Allow(ctx, a)) })
@@ -266,6 +270,15 @@ func (k *Keeper) do(ctx context.Context, todo Todo) {
 		k.o.Collector.Report(todo.Reports...)
 	}
 	k.o.Metrics.sessions(k.book)
+}
+
+func (k *Keeper) save(todo Todo) {
+	if !todo.Save {
+		return
+	}
+	if err := k.book.record(k.o.Journal); err != nil {
+		k.o.Log.Error("journal not written, a restart will cut sessions", "error", err)
+	}
 }
 
 // apply changes the packet filter, and tries again what it did not take.
