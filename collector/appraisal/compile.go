@@ -221,16 +221,31 @@ func (c *compiler) readRule(n *yaml.Node) rule {
 	if !unknownSet {
 		r.onUnknown = r.onFail
 	}
-	for _, path := range all.paths {
-		if v, ok := newViewer(path); ok {
-			r.viewers = append(r.viewers, v)
-		}
-	}
+	r.shown = c.viewers(all.paths)
 	r.origin = posturev1.Origin_ORIGIN_SELF_REPORTED
 	if all.inventory && !all.evidence {
 		r.origin = posturev1.Origin_ORIGIN_INVENTORY
 	}
 	return r
+}
+
+// viewers finds or makes the viewers of the paths: rules that read the same
+// values share them.
+func (c *compiler) viewers(paths []string) []int {
+	var places []int
+	for _, path := range paths {
+		i := slices.IndexFunc(c.policy.viewers, func(v viewer) bool { return v.path == path })
+		if i < 0 {
+			v, ok := newViewer(path)
+			if !ok {
+				continue
+			}
+			i = len(c.policy.viewers)
+			c.policy.viewers = append(c.policy.viewers, v)
+		}
+		places = append(places, i)
+	}
+	return places
 }
 
 // ruleID looks ahead for the id, so that every error of a rule can name it.

@@ -52,9 +52,9 @@ func (e *explainer) line(format string, args ...any) { fmt.Fprintf(&e.b, format+
 
 func (e *explainer) head(x *fleetv1.Explanation) {
 	if a := x.GetDevice().GetAsset(); a != nil {
-		parts := []string{a.GetAssetNumber()}
-		for _, p := range []string{strings.TrimSpace(a.GetVendor() + " " + a.GetModel()), a.GetUnit()} {
-			if p != "" {
+		var parts []string
+		for _, p := range []string{a.GetAssetNumber(), a.GetVendor() + " " + a.GetModel(), a.GetUnit()} {
+			if p = short(p); p != "" {
 				parts = append(parts, p)
 			}
 		}

@@ -78,6 +78,8 @@ type facts struct {
 	// ADMIT and only fall.
 	enforced, verdict posturev1.Verdict
 	graceEnds         time.Time
+	// views are the values that were rendered already, by viewer.
+	views [][]*posturev1.Value
 }
 
 func newFacts(in Input) *facts {
@@ -85,7 +87,8 @@ func newFacts(in Input) *facts {
 		in.Evidence = &posturev1.Evidence{}
 	}
 	f := &facts{Input: in, rollout: in.Policy.rolloutOf(in.Device.GetAsset().GetUnit()),
-		enforced: posturev1.Verdict_VERDICT_ADMIT, verdict: posturev1.Verdict_VERDICT_ADMIT}
+		enforced: posturev1.Verdict_VERDICT_ADMIT, verdict: posturev1.Verdict_VERDICT_ADMIT,
+		views: make([][]*posturev1.Value, len(in.Policy.viewers))}
 	adapt := in.Policy.language.adapt
 	device, asset := in.Device, in.Device.GetAsset()
 	if device == nil {
@@ -142,6 +145,15 @@ func (f *facts) root(name string) protoreflect.Message {
 		return f.Device.GetAsset().ProtoReflect()
 	}
 	return f.Device.ProtoReflect()
+}
+
+// view renders the values of one of the policy's viewers, once.
+func (f *facts) view(i int) []*posturev1.Value {
+	if f.views[i] == nil {
+		v := f.Policy.viewers[i]
+		f.views[i] = v.values(f.root(v.root))
+	}
+	return f.views[i]
 }
 
 // ResolveName implements cel.Activation.

@@ -25,7 +25,9 @@ func TestFiltersPickDevices(t *testing.T) {
 		"evidence.volumes.fixed().all(v, v.encrypted())":            true,
 		"evidence.vpn.scope_v4 == SPLIT":                            true,
 		"evidence.vpn.scope_v6 == ROUTING_SCOPE_NONE":               true,
-		"device.online": false,
+		"evidence.patch.pending_security > 1":                       true,
+		"evidence.patch.pending_security == 2u":                     true,
+		"device.online":                                             false,
 	} {
 		t.Run(expr, func(t *testing.T) {
 			f, err := CompileFilter(expr)

@@ -26,6 +26,7 @@ type Policy struct {
 	rollout      posturev1.Rollout
 	units        []unitRollout
 	rules        []rule
+	viewers      []viewer
 	texts        *builtin
 	language     *language
 }

@@ -24,8 +24,10 @@ type rule struct {
 	grace             time.Duration
 	mustApply         bool
 
-	origin  posturev1.Origin
-	viewers []viewer
+	origin posturev1.Origin
+	// shown are the values that explain the rule, as places in the policy's
+	// viewers.
+	shown []int
 }
 
 // condition is one compiled expression with the readings it depends on.
@@ -142,8 +144,8 @@ func (r *rule) finding(p *Policy, f *facts) *posturev1.Finding {
 	if j.outcome == posturev1.Outcome_OUTCOME_NOT_APPLICABLE {
 		out.FailedSection = ""
 	} else {
-		for _, v := range r.viewers {
-			out.Values = v.append(out.Values, f.root(v.root))
+		for _, i := range r.shown {
+			out.Values = append(out.Values, f.view(i)...)
 		}
 	}
 	demanded := r.onFail

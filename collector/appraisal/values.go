@@ -25,6 +25,7 @@ const (
 // viewer renders the values below one path for findings. Its steps are looked
 // up once, when the policy is compiled.
 type viewer struct {
+	path  string
 	root  string
 	steps []step
 }
@@ -41,7 +42,7 @@ type step struct {
 // newViewer returns false for a path that leads to nothing that can be shown.
 func newViewer(path string) (viewer, bool) {
 	names := strings.Split(path, ".")
-	v := viewer{root: names[0]}
+	v := viewer{path: path, root: names[0]}
 	at := rootDescriptor(v.root)
 	for _, name := range names[1:] {
 		name, entries := strings.CutSuffix(name, "[]")
@@ -81,10 +82,10 @@ func rootDescriptor(root string) protoreflect.MessageDescriptor {
 	return m.ProtoReflect().Descriptor()
 }
 
-// append adds the values that the path has below root.
-func (v viewer) append(values []*posturev1.Value, root protoreflect.Message) []*posturev1.Value {
+// values are the values that the path has below root.
+func (v viewer) values(root protoreflect.Message) []*posturev1.Value {
 	budget := maxValues
-	return v.walk(values, root, v.root, v.steps, &budget)
+	return v.walk(nil, root, v.root, v.steps, &budget)
 }
 
 func (v viewer) walk(values []*posturev1.Value, m protoreflect.Message, path string, steps []step, budget *int) []*posturev1.Value {
