@@ -92,6 +92,17 @@ func TestChangesShowInTheirSection(t *testing.T) {
 	}
 }
 
+func TestPendingUpdateIsKnownSinceBeforeTheAgentStarted(t *testing.T) {
+	dir, c := compliantTree(t)
+	if err := applyChange(dir, "updates-pending", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	pending := c.Collect(t.Context()).GetPatch().GetPending()
+	if len(pending) != 1 || time.Since(pending[0].GetFirstSeenAt().AsTime()) < 19*24*time.Hour {
+		t.Errorf("pending %v", pending)
+	}
+}
+
 func TestUnknownChangeIsAnError(t *testing.T) {
 	if err := applyChange(t.TempDir(), "shiny", time.Now()); err == nil {
 		t.Error("an unknown change was made")
