@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
@@ -100,9 +101,14 @@ func (st *session) sendResult(r *posturev1.Result) error {
 	return st.stream.Send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Result{Result: r}})
 }
 
-// resultPrint is the SHA-256 of a result without the times of its making.
+// resultPrint is the SHA-256 of a result without the times of its making and
+// the digest of what it judged.
 func resultPrint(r *posturev1.Result) ([sha256.Size]byte, error) {
-	stable := proto.CloneOf(r)
+	stable := &posturev1.Result{} // shares everything with r, which is never changed
+	r.ProtoReflect().Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		stable.ProtoReflect().Set(f, v)
+		return true
+	})
 	stable.CollectedAt, stable.AppraisedAt, stable.FreshUntil, stable.ExpiresAt = nil, nil, nil, nil
 	stable.EvidenceDigest = nil
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(stable)
