@@ -173,6 +173,7 @@ func (p *Program) openVerifier(ctx context.Context) error {
 		Policy:     policy,
 		References: references,
 		Now:        time.Now,
+		Announce:   func(id string, res *posturev1.Result) { p.intake.Push(id, res) },
 		Metrics:    verifier.NewMetrics(p.metrics),
 		Log:        p.log.With("room", "verifier"),
 	})
@@ -253,6 +254,7 @@ func (p *Program) Run(ctx context.Context) error {
 	}
 	part("desk", p.desk.Run)
 	part("verifier", p.verifier.Run)
+	defer context.AfterFunc(ctx, p.intake.Close)()
 	part("agents' listener", serveGRPC(p.agentServer(), p.agents))
 	part("gates' listener", serveGRPC(p.gateServer(), p.gates))
 	part("operators' listener", serveGRPC(p.operatorServer(ctx), p.operators))

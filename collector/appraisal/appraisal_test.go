@@ -205,6 +205,19 @@ func TestContradictionsOfOneVPNClientCountForTheSection(t *testing.T) {
 	}
 }
 
+func TestADoubtAboutTheKernelIsNoneAboutTheFeeds(t *testing.T) {
+	ev := with(func(ev *posturev1.Evidence) {
+		ev.Patch.Contradictions = []*posturev1.Contradiction{{Subject: "patch.kernel.running", SourceA: "kernel", SaysA: "6.18", SourceB: "dpkg", SaysB: "none"}}
+	})
+	res := Appraise(inputOf(t, shipped(t), ev))
+	if f := findingOf(t, res, "restart-pending"); f.GetOutcome() != isUnknown || len(f.GetContradictions()) != 1 {
+		t.Errorf("restart-pending reads the kernel: %v", f)
+	}
+	if f := findingOf(t, res, "security-feed-fresh"); f.GetOutcome() != passes || len(f.GetContradictions()) != 0 {
+		t.Errorf("security-feed-fresh does not read the kernel: %v", f)
+	}
+}
+
 func TestRolloutFollowsTheLongestUnit(t *testing.T) {
 	p := onePolicy(t, "no(evidence.tpm.present)", "", `rollout:
   default: observe

@@ -109,18 +109,32 @@ func (f *facts) readStates() {
 		f.states[s] = newState(posture.ReadingOf(f.Evidence, s.section()))
 	}
 	ev := f.Evidence
-	f.states[sourceVolumes].contradictions = ev.GetVolumes().GetContradictions()
-	f.states[sourcePatch].contradictions = ev.GetPatch().GetContradictions()
-	f.states[sourceFirewall].contradictions = ev.GetFirewall().GetContradictions()
 	vpn := ev.GetVpn().GetContradictions()
 	for _, c := range ev.GetVpn().GetClients() {
 		if len(c.GetContradictions()) > 0 {
 			vpn = append(vpn[:len(vpn):len(vpn)], c.GetContradictions()...)
 		}
 	}
-	f.states[sourceVpn].contradictions = vpn
 	f.states[sourceKernel] = newState(ev.GetPatch().GetKernelReading())
 	f.states[sourceRouting] = newState(ev.GetVpn().GetRoutingReading())
+	f.states[sourceVolumes].contradictions = ev.GetVolumes().GetContradictions()
+	f.states[sourceFirewall].contradictions = ev.GetFirewall().GetContradictions()
+	for _, c := range ev.GetPatch().GetContradictions() {
+		f.contradict(sourcePatch, c)
+	}
+	for _, c := range vpn {
+		f.contradict(sourceVpn, c)
+	}
+}
+
+// contradict puts a contradiction where it belongs: to the part of the section
+// that its subject names, so that a doubt about the kernel is none about the
+// update feeds.
+func (f *facts) contradict(section source, c *posturev1.Contradiction) {
+	if part, ok := sourceOf(partReading("evidence." + c.GetSubject())); ok {
+		section = part
+	}
+	f.states[section].contradictions = append(f.states[section].contradictions, c)
 }
 
 func newState(r *posturev1.Reading) state {

@@ -82,7 +82,7 @@ type strict struct {
 	t testing.TB
 }
 
-func (s strict) Submit(_ context.Context, _ string, ev *posturev1.Evidence, _ time.Time) (*posturev1.Result, error) {
+func (s strict) Submit(_ context.Context, _ string, ev *posturev1.Evidence, _ []byte, _ time.Time) (*posturev1.Result, error) {
 	if err := posture.CheckLimits(ev); err != nil {
 		s.t.Errorf("beyond the limits: %v", err)
 	}

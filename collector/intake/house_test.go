@@ -106,7 +106,7 @@ type desk struct {
 	err  error
 }
 
-func (v *desk) Submit(ctx context.Context, id string, ev *posturev1.Evidence, at time.Time) (*posturev1.Result, error) {
+func (v *desk) Submit(ctx context.Context, id string, ev *posturev1.Evidence, _ []byte, at time.Time) (*posturev1.Result, error) {
 	if err := v.wait(ctx); err != nil {
 		return nil, err
 	}

@@ -46,7 +46,7 @@ func (st *session) report(ctx context.Context, r *agentv1.Report) error {
 	if st.hold() {
 		defer st.deliver()
 	}
-	result, err := st.submit(ctx, ev, collectedAt)
+	result, err := st.submit(ctx, ev, r.GetDigest(), collectedAt)
 	if err != nil {
 		return st.notStored(ctx, r, err)
 	}
@@ -117,11 +117,11 @@ func (st *session) evidence(ctx context.Context, r *agentv1.Report) (ev *posture
 	return ev, "", nil
 }
 
-func (st *session) submit(ctx context.Context, ev *posturev1.Evidence, collectedAt time.Time) (*posturev1.Result, error) {
+func (st *session) submit(ctx context.Context, ev *posturev1.Evidence, digest []byte, collectedAt time.Time) (*posturev1.Result, error) {
 	if ev == nil {
 		return st.service.Verifier.Confirm(ctx, st.deviceID, collectedAt)
 	}
-	return st.service.Verifier.Submit(ctx, st.deviceID, ev, collectedAt)
+	return st.service.Verifier.Submit(ctx, st.deviceID, ev, digest, collectedAt)
 }
 
 // resync asks for full evidence. Who misses it again and again is sent away:

@@ -45,7 +45,7 @@ type Registry interface {
 
 // Verifier appraises and stores. Its methods return nil after the commit.
 type Verifier interface {
-	Submit(ctx context.Context, deviceID string, ev *posturev1.Evidence, collectedAt time.Time) (*posturev1.Result, error)
+	Submit(ctx context.Context, deviceID string, ev *posturev1.Evidence, digest []byte, collectedAt time.Time) (*posturev1.Result, error)
 	// Confirm says that the stored evidence was collected again, unchanged.
 	Confirm(ctx context.Context, deviceID string, collectedAt time.Time) (*posturev1.Result, error)
 }

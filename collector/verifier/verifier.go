@@ -2,7 +2,8 @@
 // evidence → appraisal → store → Desk. It holds the policy in force.
 //
 // Rules. A result reaches the Desk only after it is stored, so that a collector
-// that restarts never takes back what it said. The reports of one device are
+// that restarts never takes back what it said; only what lowers a verdict does
+// so even if the store fails. The reports of one device are
 // taken one after the other; a policy is read after a device's turn has come,
 // so that no older judgement overwrites a newer. Evidence that was handed in
 // belongs to the Verifier and is never changed.
@@ -21,7 +22,6 @@ import (
 
 	"pfoertner/collector/appraisal"
 	"pfoertner/collector/audit"
-	"pfoertner/internal/posture"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
@@ -56,6 +56,10 @@ type Options struct {
 	Policy     *appraisal.Policy
 	References *appraisal.References
 	Now        func() time.Time
+	// Announce is told results that no report of the device asked for: a policy
+	// or the inventory changed, or time went by. It must not block; nil: nobody
+	// is told.
+	Announce func(deviceID string, res *posturev1.Result)
 	// Metrics may be nil: nothing is counted.
 	Metrics *Metrics
 	// Log may be nil: nothing is logged.
@@ -113,15 +117,11 @@ func (v *Verifier) Policy() *appraisal.Policy { return v.policy.Load() }
 // ReportInterval is how often devices have to report under the policy in force.
 func (v *Verifier) ReportInterval() time.Duration { return v.Policy().ReportInterval() }
 
-// Submit takes new evidence, collected at the given moment by our clock. It
-// returns the result once evidence and result are stored and the Desk knows. A
-// device that the inventory does not know is an error that wraps
-// fs.ErrNotExist.
-func (v *Verifier) Submit(ctx context.Context, deviceID string, ev *posturev1.Evidence, collectedAt time.Time) (*posturev1.Result, error) {
-	digest, err := posture.Digest(ev)
-	if err != nil {
-		return nil, fmt.Errorf("evidence of %s: %w", deviceID, err)
-	}
+// Submit takes new evidence with its digest (posture.Digest, which the caller
+// has compared), collected at the given moment by our clock. It returns the
+// result once evidence and result are stored and the Desk knows. A device that
+// the inventory does not know is an error that wraps fs.ErrNotExist.
+func (v *Verifier) Submit(ctx context.Context, deviceID string, ev *posturev1.Evidence, digest []byte, collectedAt time.Time) (*posturev1.Result, error) {
 	s := v.turn(deviceID)
 	defer s.Unlock()
 	dev, err := v.device(deviceID)
@@ -248,6 +248,11 @@ func (v *Verifier) settle(ctx context.Context, s *stripe, in appraisal.Input, ch
 	}
 	id := in.Device.GetId()
 	if err := v.Store.SaveReport(ctx, id, changed, res, records...); err != nil {
+		if res.GetVerdict() < in.Previous.GetVerdict() {
+			// Closing the gate does not wait for a database: the agent is not
+			// answered, so it sends the same evidence again.
+			v.Desk.SetResult(id, res)
+		}
 		return nil, fmt.Errorf("storing report: %w", err)
 	}
 	s.keep(id, &report{in.Evidence, res})
@@ -255,5 +260,8 @@ func (v *Verifier) settle(ctx context.Context, s *stripe, in appraisal.Input, ch
 		v.Metrics.flipped(res.GetVerdict())
 	}
 	v.Desk.SetResult(id, res)
+	if v.Announce != nil && t != triggerReport && t != triggerHeartbeat {
+		v.Announce(id, res)
+	}
 	return res, nil
 }

@@ -218,11 +218,21 @@ const (
 
 func (h *house) submit(t testing.TB, id string, present posturev1.Ternary) *posturev1.Result {
 	t.Helper()
-	res, err := h.Submit(t.Context(), id, evidence(present), h.now())
+	res, err := h.try(t, id, present)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return res
+}
+
+func (h *house) try(t testing.TB, id string, present posturev1.Ternary) (*posturev1.Result, error) {
+	t.Helper()
+	ev := evidence(present)
+	digest, err := posture.Digest(ev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h.Submit(t.Context(), id, ev, digest, h.now())
 }
 
 func (h *house) records(t testing.TB) []string {
@@ -280,7 +290,7 @@ func TestAReportThatIsNotStoredIsNotTold(t *testing.T) {
 	h.submit(t, "a", no)
 	disk := errors.New("disk full")
 	h.store.fail(disk)
-	if _, err := h.Submit(t.Context(), "a", evidence(yes), h.now()); !errors.Is(err, disk) {
+	if _, err := h.try(t, "a", yes); !errors.Is(err, disk) {
 		t.Errorf("error %v", err)
 	}
 	if got := h.desk.last("a").GetVerdict(); got != deny {
@@ -289,6 +299,45 @@ func TestAReportThatIsNotStoredIsNotTold(t *testing.T) {
 	h.store.fail(nil)
 	if res, err := h.Confirm(t.Context(), "a", h.now()); err != nil || res.GetVerdict() != deny {
 		t.Errorf("a heartbeat confirms evidence that was never stored: %v, %v", res.GetVerdict(), err)
+	}
+}
+
+func TestClosingTheGateDoesNotWaitForTheStore(t *testing.T) {
+	h := newHouse(t)
+	h.inventory.set(t, "a", active())
+	h.submit(t, "a", yes)
+	disk := errors.New("disk full")
+	h.store.fail(disk)
+	if _, err := h.try(t, "a", no); !errors.Is(err, disk) {
+		t.Errorf("error %v: the agent would be acknowledged", err)
+	}
+	if got := h.desk.last("a").GetVerdict(); got != deny {
+		t.Errorf("the Desk still says %v", got)
+	}
+	if _, stored, err := h.store.Report(t.Context(), "a"); err != nil || stored.GetVerdict() != admit {
+		t.Errorf("stored %v (%v)", stored.GetVerdict(), err)
+	}
+}
+
+func TestOnlyWhatNoReportAskedForIsAnnounced(t *testing.T) {
+	h := newHouse(t)
+	var announced []*posturev1.Result
+	h.Announce = func(id string, res *posturev1.Result) { announced = append(announced, res) }
+	h.inventory.set(t, "a", active())
+	h.submit(t, "a", yes)
+	if _, err := h.Confirm(t.Context(), "a", h.now()); err != nil {
+		t.Fatal(err)
+	}
+	if len(announced) != 0 {
+		t.Fatalf("a report was announced beside its answer: %v", announced)
+	}
+	h.inventory.set(t, "a", suspended())
+	res, err := h.Reappraise(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(announced) != 1 || announced[0] != res {
+		t.Errorf("announced %v, want the new result", announced)
 	}
 }
 
@@ -329,7 +378,7 @@ func TestWhoNeverReportedHasNothingToConfirm(t *testing.T) {
 	if res, err := h.Reappraise(t.Context(), "a"); res != nil || err != nil {
 		t.Errorf("reappraise: %v, %v", res, err)
 	}
-	if _, err := h.Submit(t.Context(), "stranger", evidence(yes), h.now()); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := h.try(t, "stranger", yes); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("submit of an unknown device: %v", err)
 	}
 }
