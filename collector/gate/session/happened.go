@@ -136,7 +136,11 @@ func (b *Book) stranger(todo *Todo, l Live, now time.Time) {
 		e = &entry{Key: l.Key, id: b.rules.NewID(l.Key), name: l.Name, outer: l.Outer, since: l.Since}
 		b.sessions[l.Key] = e
 	}
-	e.addresses = l.Addresses
+	for _, a := range l.Addresses { // beside those that it had
+		if !slices.Contains(e.addresses, a) {
+			e.addresses = append(e.addresses, a)
+		}
+	}
 	todo.Reports = append(todo.Reports, alarmEvent(alarmUnadmitted, "a session is up that was never admitted", e.id, now))
 	b.cut(todo, e, notAdmittedText, lease.Position{}, now)
 }

@@ -105,15 +105,16 @@ func (k *Keeper) Tell(n News) { k.in.put(n) }
 
 // Holds is the position up to which standings are held, and the sessions that
 // are up: what a Watch resumes from and a full report says.
-func (k *Keeper) Holds(ctx context.Context) (at lease.Position, ups []*gatev1.SessionEvent, err error) {
-	done := make(chan struct{})
-	k.in.put(question(func(b *Book) {
-		at, ups = b.Position(), b.Ups(time.Now())
-		close(done)
-	}))
+func (k *Keeper) Holds(ctx context.Context) (lease.Position, []*gatev1.SessionEvent, error) {
+	type held struct {
+		at  lease.Position
+		ups []*gatev1.SessionEvent
+	}
+	answer := make(chan held, 1)
+	k.in.put(question(func(b *Book) { answer <- held{b.Position(), b.Ups(time.Now())} }))
 	select {
-	case <-done:
-		return at, ups, nil
+	case h := <-answer:
+		return h.at, h.ups, nil
 	case <-ctx.Done():
 		return lease.Position{}, nil, ctx.Err()
 	}
