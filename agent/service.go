@@ -46,7 +46,7 @@ func newRun(f *flag.FlagSet, _ io.Writer) func(context.Context) error {
 		if err != nil {
 			return err
 		}
-		if service.Interactive() {
+		if service.ChosenSystem() == nil || service.Interactive() {
 			return report(ctx, c)
 		}
 		return serve(c)

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -88,6 +89,10 @@ type agent struct {
 	network        chan struct{}
 	hurry          *rate.Limiter
 	retry, refused *uplink.Backoff
+	// patience is how long the collector may take to answer.
+	patience time.Duration
+	// moved says whether a path is not the one that packets would take now.
+	moved func(uplink.Path) bool
 }
 
 // Run enrols if needed and then reports, until ctx ends; then it returns nil. It
@@ -126,6 +131,8 @@ func newAgent(o Options) *agent {
 		hurry:    rate.NewLimiter(rate.Every(hurryEvery), 2),
 		retry:    uplink.Retry(),
 		refused:  uplink.Refused(),
+		patience: answerTimeout,
+		moved:    uplink.Path.Moved,
 	}
 }
 
@@ -200,10 +207,17 @@ func (a *agent) setback(err error) (status.Connection, time.Duration) {
 		return status.Expired, a.refused.Next()
 	case errors.Is(err, identity.ErrNotEnrolled):
 		return status.NotEnrolled, a.refused.Next()
-	case code == codes.PermissionDenied, code == codes.Unauthenticated:
+	case code == codes.PermissionDenied, code == codes.Unauthenticated, rejected(err):
 		return status.Refused, a.refused.Next()
 	}
 	return status.Unreachable, a.retry.Next()
+}
+
+// rejected says whether the collector has turned down the device certificate
+// already in the handshake. gRPC passes such an alert on as text only; should
+// its words change, the collector counts as unreachable.
+func rejected(err error) bool {
+	return grpcstatus.Code(err) == codes.Unavailable && strings.Contains(err.Error(), "remote error: tls: ")
 }
 
 // pause waits, but not longer than until the network changes. It returns false

@@ -2,9 +2,11 @@ package session
 
 import (
 	"bytes"
+	"crypto/x509"
 	"errors"
 	"os"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 	"pfoertner/agent/identity"
 	"pfoertner/agent/status"
 	"pfoertner/agent/testcollector"
+	"pfoertner/agent/uplink"
 	"pfoertner/internal/attest"
 	"pfoertner/internal/mtls"
 	"pfoertner/internal/posture"
@@ -274,6 +277,52 @@ func TestChangedNetworkCutsTheWaitShort(t *testing.T) {
 	s.End(grpcstatus.Error(codes.PermissionDenied, "suspended"))
 	a.board.shows(t, status.Refused)
 	a.machine.change(func(*machine) {}, "vpn")
+	opened(t, c)
+}
+
+func TestDeviceTurnedDownInTheHandshakeIsShownAsRefused(t *testing.T) {
+	c := testcollector.New(t)
+	c.Check = func(*x509.Certificate) error { return errors.New("suspended") }
+	c.Listen()
+	a := start(t, c, c.Enrolled(t, time.Hour))
+	a.board.shows(t, status.Refused)
+}
+
+func TestConnectionOverAPathThatHasMovedIsReplacedAtOnce(t *testing.T) {
+	c := testcollector.Start(t)
+	var moved atomic.Bool
+	a := start(t, c, c.Enrolled(t, time.Hour), func(a *agent) {
+		a.moved = func(uplink.Path) bool { return moved.Load() }
+		a.retry = &uplink.Backoff{Floor: time.Hour} // waiting would fail the test
+	})
+	s, _ := opened(t, c)
+	a.machine.change(func(m *machine) { m.pending = 1 }, "vpn")
+	s.Acknowledge(t, s.Report(t)) // the path is good: the stream stays
+	moved.Store(true)
+	a.machine.change(func(*machine) {}, "vpn")
+	opened(t, c)
+}
+
+func TestResumeReadsEverythingAgain(t *testing.T) {
+	c := testcollector.Start(t)
+	a := start(t, c, c.Enrolled(t, time.Hour))
+	s, _ := opened(t, c)
+	a.machine.change(func(m *machine) { m.pending = 5 })
+	if r := s.Report(t); r.GetDelta().GetPatch().GetPendingSecurity() != 5 {
+		t.Errorf("reported %v", r)
+	}
+	if got := a.machine.collections(); len(got[len(got)-1]) != 0 {
+		t.Errorf("after a resume only %v was read", got[len(got)-1])
+	}
+}
+
+func TestCollectorThatNeverAnswersIsLeft(t *testing.T) {
+	c := testcollector.Start(t)
+	start(t, c, c.Enrolled(t, time.Hour), func(a *agent) { a.patience = 100 * time.Millisecond })
+	c.Next(t) // no welcome
+	s := c.Next(t)
+	s.Welcome(t, time.Hour)
+	s.Report(t) // no acknowledgement
 	opened(t, c)
 }
 

@@ -89,7 +89,7 @@ func (s *stream) serve(ctx context.Context) error {
 	var receiver sync.WaitGroup
 	defer receiver.Wait()
 	defer end(nil)
-	s.silence = time.AfterFunc(answerTimeout, func() { end(errSilent) })
+	s.silence = time.AfterFunc(s.patience, func() { end(errSilent) })
 	defer s.silence.Stop()
 
 	arrivals := make(chan arrival)
@@ -133,7 +133,7 @@ func (s *stream) gone() bool {
 	if s.nonce == nil {
 		return time.Since(s.began) > stuckAfter
 	}
-	return s.path.Moved()
+	return s.moved(s.path)
 }
 
 // expectAnswer gives the collector new time while something is unanswered.
@@ -141,7 +141,7 @@ func (s *stream) gone() bool {
 // too.
 func (s *stream) expectAnswer() {
 	if s.nonce == nil || s.awaited || s.renewal != nil {
-		s.silence.Reset(answerTimeout)
+		s.silence.Reset(s.patience)
 	} else {
 		s.silence.Stop()
 	}

@@ -46,13 +46,16 @@ type Collector struct {
 	// Shown is another certificate that the listener shows with its own; nil:
 	// none.
 	Shown *x509.Certificate
+	// Check is asked for device certificates at every handshake; nil accepts.
+	Check func(*x509.Certificate) error
 	// ServerURI is the identity of the listener's certificate.
 	ServerURI string
 
 	t       testing.TB
-	address string
 	streams chan *Stream
+
 	mu      sync.Mutex
+	address string
 	server  *grpc.Server
 }
 
@@ -75,11 +78,10 @@ func Start(t testing.TB) *Collector {
 // Listen begins to serve; after Stop on the same address again.
 func (c *Collector) Listen() {
 	c.t.Helper()
-	listener, err := net.Listen("tcp", c.address)
+	listener, err := net.Listen("tcp", c.Target().Address)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	c.address = listener.Addr().String()
 	cert := c.Servers.Issue(c.t, Subject{URI: c.ServerURI, Server: true})
 	if c.Shown != nil {
 		cert.Certificate = append(cert.Certificate, c.Shown.Raw)
@@ -87,14 +89,14 @@ func (c *Collector) Listen() {
 	server := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(mtls.ServerConfig(mtls.ServerOptions{
 			Certificate: func() (*tls.Certificate, error) { return cert, nil },
-			Clients:     c.Devices.Pool(), Role: mtls.RoleDevice, Optional: true,
+			Clients:     c.Devices.Pool(), Role: mtls.RoleDevice, Optional: true, Check: c.Check,
 		}))),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 	)
 	agentv1.RegisterEnrolmentServiceServer(server, c)
 	agentv1.RegisterSessionServiceServer(server, c)
 	c.mu.Lock()
-	c.server = server
+	c.server, c.address = server, listener.Addr().String()
 	c.mu.Unlock()
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(listener) }) // its end is Stop
@@ -113,6 +115,8 @@ func (c *Collector) Stop() {
 
 // Target is how agents reach it.
 func (c *Collector) Target() uplink.Target {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	return uplink.Target{Address: c.address, Version: "test"}
 }
 
