@@ -20,9 +20,9 @@ import (
 // SQLite and PostgreSQL share, with ? for parameters.
 
 //go:embed migrations/sqlite/*.sql
-var migrationFiles embed.FS
+var embedded embed.FS
 
-const migrationDir = "migrations/sqlite"
+func migrations() (fs.FS, error) { return fs.Sub(embedded, "migrations/sqlite") }
 
 const begin = "BEGIN IMMEDIATE"
 

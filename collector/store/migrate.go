@@ -3,16 +3,17 @@ package store
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"io/fs"
-	"path"
 )
 
 // migrate brings the schema up to date, one transaction for each file in the
 // order of their names. The schema's version is the number of files applied.
-func migrate(ctx context.Context, conn *sql.Conn) error {
-	files, err := fs.Glob(migrationFiles, migrationDir+"/*.sql")
+//
+// A file that does not apply is an error: the caller closes the connection,
+// which leaves the schema as the file before made it.
+func migrate(ctx context.Context, conn *sql.Conn, scripts fs.FS) error {
+	files, err := fs.Glob(scripts, "*.sql")
 	if err != nil {
 		return err
 	}
@@ -24,8 +25,8 @@ func migrate(ctx context.Context, conn *sql.Conn) error {
 		return fmt.Errorf("schema version %d, this program knows %d: %w", version, len(files), ErrNewerSchema)
 	}
 	for i, file := range files[version:] {
-		if err := applyMigration(ctx, conn, file, version+i+1); err != nil {
-			return fmt.Errorf("migration %s: %w", path.Base(file), err)
+		if err := applyMigration(ctx, conn, scripts, file, version+i+1); err != nil {
+			return fmt.Errorf("migration %s: %w", file, err)
 		}
 	}
 	return nil
@@ -40,8 +41,8 @@ func schemaVersion(ctx context.Context, conn *sql.Conn) (version int, err error)
 	return version, err
 }
 
-func applyMigration(ctx context.Context, conn *sql.Conn, file string, version int) error {
-	script, err := fs.ReadFile(migrationFiles, file)
+func applyMigration(ctx context.Context, conn *sql.Conn, scripts fs.FS, file string, version int) error {
+	script, err := fs.ReadFile(scripts, file)
 	if err != nil {
 		return err
 	}
@@ -55,8 +56,7 @@ func applyMigration(ctx context.Context, conn *sql.Conn, file string, version in
 	}
 	for _, statement := range statements {
 		if _, err := conn.ExecContext(ctx, statement); err != nil {
-			_, rollback := conn.ExecContext(context.WithoutCancel(ctx), `ROLLBACK`)
-			return errors.Join(err, rollback)
+			return err
 		}
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/fstest"
 
 	"pfoertner/collector/audit"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
@@ -30,6 +31,40 @@ func TestADatabaseOfANewerCollectorIsRefused(t *testing.T) {
 	wants(t, err, ErrNewerSchema)
 	if s != nil {
 		t.Error("and yet it was opened")
+	}
+}
+
+// An update that breaks off leaves the database as the last whole migration
+// made it, and the next start goes on from there.
+func TestAMigrationIsWholeOrNotAtAll(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pfoertner.db")
+	scripts := fstest.MapFS{
+		"0001_a.sql": {Data: []byte(`CREATE TABLE a (x INTEGER); INSERT INTO a VALUES (1);`)},
+		"0002_b.sql": {Data: []byte(`UPDATE a SET x = 2; CREATE TABLE b (x INTEGER); INSERT INTO nowhere VALUES (1);`)},
+	}
+	run := func() (x, version int, err error) {
+		db, errOpen := openWrites(path)
+		check(t, errOpen)
+		defer db.Close()
+		conn, errConn := db.Conn(t.Context())
+		check(t, errConn)
+		err = migrate(t.Context(), conn, scripts)
+		check(t, conn.Close())
+		db2, errOpen := sql.Open("sqlite", path)
+		check(t, errOpen)
+		defer db2.Close()
+		check(t, db.Close())
+		check(t, db2.QueryRow(`SELECT x, version FROM a, schema_version`).Scan(&x, &version))
+		return x, version, err
+	}
+	if x, version, err := run(); err == nil || !strings.Contains(err.Error(), "0002_b.sql") || x != 1 || version != 1 {
+		t.Errorf("broken: %v, x %d, version %d", err, x, version)
+	}
+	scripts["0002_b.sql"] = &fstest.MapFile{Data: []byte(`UPDATE a SET x = x + 1; CREATE TABLE b (x INTEGER);`)}
+	for range 2 {
+		if x, version, err := run(); err != nil || x != 2 || version != 2 {
+			t.Errorf("mended: %v, x %d, version %d", err, x, version)
+		}
 	}
 }
 

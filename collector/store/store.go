@@ -57,6 +57,10 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 }
 
 func (s *Store) open(ctx context.Context, path string, o Options) (err error) {
+	scripts, err := migrations()
+	if err != nil {
+		return err
+	}
 	if s.writes, err = openWrites(path); err != nil {
 		return err
 	}
@@ -64,7 +68,7 @@ func (s *Store) open(ctx context.Context, path string, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := migrate(ctx, conn); err != nil {
+	if err := migrate(ctx, conn, scripts); err != nil {
 		return errors.Join(err, conn.Close())
 	}
 	if s.reads, err = openReads(path, cmp.Or(o.Readers, 4)); err != nil {
