@@ -23,8 +23,8 @@ func judgement(r *posturev1.Result) *Judgement {
 			continue
 		}
 		j.Findings = append(j.Findings, Finding{
-			Effect: effectWord(f.GetEffect()),
-			Title:  text(f.GetTitle()), Reason: text(f.GetReason()), Remedy: text(f.GetRemedy()),
+			Effect: effectWord(f.GetEffect()), Unknown: f.GetOutcome() == posturev1.Outcome_OUTCOME_UNKNOWN,
+			Title: text(f.GetTitle()), Reason: text(f.GetReason()), Remedy: text(f.GetRemedy()),
 			FailingSince: moment(f.GetFailingSince()), GraceUntil: moment(f.GetGraceUntil()),
 		})
 	}

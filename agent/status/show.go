@@ -101,13 +101,19 @@ func (p *page) judgement(j *Judgement) {
 }
 
 // finding says what is wrong and what to do. A rule's title says how it should
-// be: it stands in only where there is no reason.
+// be: it is named where the reason alone does not tell what it is about.
 func (p *page) finding(f Finding, prefix string) {
-	what := p.words.pick(f.Reason)
-	if what == "" {
-		what = fmt.Sprintf(p.words.unmet, p.words.pick(f.Title))
+	title, reason := p.words.pick(f.Title), p.words.pick(f.Reason)
+	lines := []string{prefix + reason}
+	switch {
+	case f.Unknown:
+		lines = []string{prefix + fmt.Sprintf(p.words.unknown, title)}
+		if reason != "" {
+			lines = append(lines, "  "+reason)
+		}
+	case reason == "":
+		lines = []string{prefix + fmt.Sprintf(p.words.unmet, title)}
 	}
-	lines := []string{prefix + what}
 	if !f.FailingSince.IsZero() {
 		lines = append(lines, "  "+fmt.Sprintf(p.words.since, p.words.day(f.FailingSince.In(p.now.Location()))))
 	}

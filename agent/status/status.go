@@ -66,7 +66,9 @@ type Judgement struct {
 // Finding is one rule that is not met.
 type Finding struct {
 	// Effect on access: "deny", "quarantine", "warn".
-	Effect       string    `json:"effect"`
+	Effect string `json:"effect"`
+	// Unknown: whether the rule is met could not be told.
+	Unknown      bool      `json:"unknown,omitempty"`
 	Title        Text      `json:"title"`
 	Reason       Text      `json:"reason,omitzero"`
 	Remedy       Text      `json:"remedy,omitzero"`

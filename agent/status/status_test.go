@@ -90,6 +90,11 @@ func TestStatusReadsAsPeopleNeedIt(t *testing.T) {
 			Judgement: &status.Judgement{Verdict: "admit", ValidUntil: noon.Add(-15 * time.Minute)}},
 		"service-silent": {Connection: status.Online, LastContact: noon.Add(-26 * time.Hour),
 			Judgement: &status.Judgement{Verdict: "admit", ValidUntil: noon.Add(-25 * time.Hour)}},
+		"not-to-be-told": {Connection: status.Online, LastContact: noon,
+			Judgement: &status.Judgement{Verdict: "quarantine", ValidUntil: valid, Findings: []status.Finding{{
+				Effect: "quarantine", Unknown: true, Title: patches.Title, Remedy: patches.Remedy, FailingSince: noon,
+				Reason: status.Text{De: "Zwei Messwerte widersprechen sich.", En: "Two readings contradict each other."},
+			}}}},
 		"without-reason": {Connection: status.Online, LastContact: noon,
 			Judgement: &status.Judgement{Verdict: "deny", ValidUntil: valid, Findings: []status.Finding{{Effect: "deny", Title: disks.Title}}}},
 		"refused":        {Connection: status.Refused, LastContact: noon.Add(-time.Hour)},

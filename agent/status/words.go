@@ -15,12 +15,12 @@ type Words struct {
 	admit, quarantine, deny, ended         block
 	refused, expired, notEnrolled, pending block
 
-	noneTitle, none                      string
-	fingerprint, code                    string
-	unmet, warning, since, grace, remedy string
-	lastContact, neverReached            string
-	unreachable, silent                  string
-	noService                            string
+	noneTitle, none                               string
+	fingerprint, code                             string
+	unmet, unknown, warning, since, grace, remedy string
+	lastContact, neverReached                     string
+	unreachable, silent                           string
+	noService                                     string
 }
 
 type block struct{ title, text string }
@@ -70,6 +70,7 @@ func german() *Words {
 		none:        "Für Ihr Dienst-Notebook liegt noch keine Bewertung vor.",
 		fingerprint: "Prüfzahl des Geräts: %s",
 		code:        "Hilft das nicht, nennen Sie Ihrer IT-Stelle die Vorgangsnummer %s.",
+		unknown:     "Nicht feststellbar ist, ob diese Regel erfüllt ist: „%s“.",
 		unmet:       "Nicht erfüllt ist die Regel „%s“.",
 		warning:     "Hinweis: ",
 		since:       "Nicht erfüllt seit: %s",
@@ -109,6 +110,7 @@ func english() *Words {
 		none:        "Your service notebook has not been appraised yet.",
 		fingerprint: "Fingerprint of the device: %s",
 		code:        "If that does not help, give your IT service the code %s.",
+		unknown:     "Whether this rule is met could not be told: “%s”.",
 		unmet:       "This rule is not met: “%s”.",
 		warning:     "Note: ",
 		since:       "Failing since: %s",
