@@ -2,7 +2,6 @@ package posture
 
 import (
 	"fmt"
-	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -22,15 +21,24 @@ const (
 	MaxListLength = 4096
 	// MaxDepth is the deepest nesting of messages.
 	MaxDepth = 16
+	// minLimit is the least that any of these limits takes to be exceeded: a
+	// smaller message needs no look inside. (An entry of a list takes two bytes;
+	// no message of ours contains itself, so nesting is bounded by the protocol.)
+	minLimit = MaxStringBytes
 	// MaxListedUpdates is how many pending updates are listed one by one.
 	MaxListedUpdates = 1000
 )
 
-// CheckLimits walks a message that arrived and returns an error that names the
-// first field that is too long, too many, too deep or not UTF-8.
+// CheckLimits returns an error that names the first field of a message that is
+// too long, has too many entries or is nested too deep. That text is UTF-8 was
+// checked when the message was unmarshalled.
 func CheckLimits(m proto.Message) error {
-	if n := proto.Size(m); n > MaxMessageBytes {
+	n := proto.Size(m)
+	if n > MaxMessageBytes {
 		return fmt.Errorf("message of %d bytes: at most %d are taken", n, MaxMessageBytes)
+	}
+	if n <= minLimit {
+		return nil
 	}
 	if e := walk(m.ProtoReflect(), 0); e != nil {
 		return e.under(string(m.ProtoReflect().Descriptor().Name()))
@@ -100,12 +108,8 @@ func walkMap(f protoreflect.FieldDescriptor, m protoreflect.Map, depth int) (fou
 func walkValue(f protoreflect.FieldDescriptor, v protoreflect.Value, depth int) *excess {
 	switch f.Kind() {
 	case protoreflect.StringKind:
-		s := v.String()
-		if len(s) > MaxStringBytes {
-			return tooMuch("%d bytes of text, at most %d are taken", len(s), MaxStringBytes)
-		}
-		if !utf8.ValidString(s) {
-			return tooMuch("not UTF-8")
+		if n := len(v.String()); n > MaxStringBytes {
+			return tooMuch("%d bytes of text, at most %d are taken", n, MaxStringBytes)
 		}
 	case protoreflect.BytesKind:
 		if n := len(v.Bytes()); n > MaxBytesBytes {

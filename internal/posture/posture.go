@@ -12,6 +12,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -98,7 +99,31 @@ func Merge(base, delta *posturev1.Evidence) *posturev1.Evidence {
 			return true
 		})
 	}
+	out.SetUnknown(mergeUnknown(base.ProtoReflect().GetUnknown(), delta.ProtoReflect().GetUnknown()))
 	return merged
+}
+
+// mergeUnknown does the same for sections that only a newer agent knows.
+func mergeUnknown(base, delta protoreflect.RawFields) protoreflect.RawFields {
+	var merged protoreflect.RawFields
+	replaced := map[protowire.Number]bool{}
+	eachField(delta, func(number protowire.Number, _ []byte) { replaced[number] = true })
+	eachField(base, func(number protowire.Number, field []byte) {
+		if !replaced[number] {
+			merged = append(merged, field...)
+		}
+	})
+	return append(merged, delta...)
+}
+
+// eachField calls f for every field of a well-formed message.
+func eachField(wire []byte, f func(number protowire.Number, field []byte)) {
+	for len(wire) > 0 {
+		number, kind, tag := protowire.ConsumeTag(wire)
+		size := tag + protowire.ConsumeFieldValue(number, kind, wire[tag:])
+		f(number, wire[:size])
+		wire = wire[size:]
+	}
 }
 
 func sameSection(a, b protoreflect.Message) bool {
@@ -109,55 +134,68 @@ func sameSection(a, b protoreflect.Message) bool {
 
 // marshalStable marshals m without the times of its readings.
 func marshalStable(m protoreflect.Message) ([]byte, error) {
-	return proto.MarshalOptions{Deterministic: true}.Marshal(withoutTimes(m).Interface())
+	wire, err := proto.MarshalOptions{Deterministic: true}.Marshal(m.Interface())
+	if err != nil {
+		return nil, err
+	}
+	return appendStable(make([]byte, 0, len(wire)), wire, m.Descriptor()), nil
 }
 
-// observed is every message that holds a Reading.
-type observed interface {
-	GetReading() *posturev1.Reading
+// appendStable appends a marshalled message without the times of its readings.
+// It works on the wire format: a digest is made for every report, and walking
+// messages by reflection costs several times as much. wire was marshalled just
+// now, so it is well formed.
+func appendStable(dst, wire []byte, of protoreflect.MessageDescriptor) []byte {
+	reading := of.FullName() == readingName
+	for len(wire) > 0 {
+		number, kind, tag := protowire.ConsumeTag(wire)
+		field := wire[:tag+protowire.ConsumeFieldValue(number, kind, wire[tag:])]
+		wire = wire[len(field):]
+		if reading && (number == observedAtField || number == durationField) {
+			continue
+		}
+		f := of.Fields().ByNumber(number)
+		if kind != protowire.BytesType || f == nil || f.Message() == nil || !holdsReadings(f.Message()) {
+			dst = append(dst, field...)
+			continue
+		}
+		content, _ := protowire.ConsumeBytes(field[tag:])
+		stable := appendStable(make([]byte, 0, len(content)), content, f.Message())
+		dst = protowire.AppendBytes(append(dst, field[:tag]...), stable)
+	}
+	return dst
 }
 
-// withoutTimes returns m with observed_at and duration removed from every
-// Reading in it. It copies the messages on the way to a Reading and shares all
-// others with m, because most of evidence is lists that hold none: a message
-// with a Reading somewhere below it has one itself (a test holds the protocol
-// to that), or is the Evidence.
-func withoutTimes(m protoreflect.Message) protoreflect.Message {
-	if r, ok := m.Interface().(*posturev1.Reading); ok {
-		return (&posturev1.Reading{State: r.GetState(), Reason: r.GetReason(), Source: r.GetSource()}).ProtoReflect()
-	}
-	if !holdsReadings(m) {
-		return m
-	}
-	stable := m.New()
+const (
+	readingName     = protoreflect.FullName("pfoertner.posture.v1.Reading")
+	observedAtField = protowire.Number(4)
+	durationField   = protowire.Number(5)
+)
+
+// holdsReadings says whether there are times in a message: in a Reading, and in
+// messages that have one. A message with a Reading anywhere below it has one
+// itself; a test holds the protocol to that.
+func holdsReadings(m protoreflect.MessageDescriptor) bool {
+	return m.FullName() == readingName || m.Fields().ByName("reading") != nil
+}
+
+// FromNewer says whether evidence has fields that this build does not know:
+// its digest can't be checked, because the agent that made it knows them.
+func FromNewer(ev *posturev1.Evidence) bool { return hasUnknown(ev.ProtoReflect()) }
+
+func hasUnknown(m protoreflect.Message) bool {
+	found := len(m.GetUnknown()) > 0
 	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		switch {
-		case f.Message() == nil || f.IsMap():
-			stable.Set(f, v)
+		case found || f.Message() == nil || f.IsMap():
 		case f.IsList():
-			stable.Set(f, listWithoutTimes(stable.NewField(f), v.List()))
+			for i := 0; i < v.List().Len() && !found; i++ {
+				found = hasUnknown(v.List().Get(i).Message())
+			}
 		default:
-			stable.Set(f, protoreflect.ValueOfMessage(withoutTimes(v.Message())))
+			found = hasUnknown(v.Message())
 		}
-		return true
+		return !found
 	})
-	return stable
-}
-
-func listWithoutTimes(into protoreflect.Value, from protoreflect.List) protoreflect.Value {
-	if from.Len() == 0 || !holdsReadings(from.Get(0).Message()) {
-		return protoreflect.ValueOfList(from)
-	}
-	for i := range from.Len() {
-		into.List().Append(protoreflect.ValueOfMessage(withoutTimes(from.Get(i).Message())))
-	}
-	return into
-}
-
-func holdsReadings(m protoreflect.Message) bool {
-	switch m.Interface().(type) {
-	case *posturev1.Evidence, observed:
-		return true
-	}
-	return false
+	return found
 }

@@ -2,16 +2,20 @@ package posture
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
+	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
+	gatev1 "pfoertner/proto/pfoertner/gate/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
@@ -47,7 +51,9 @@ func TestDigestIgnoresOnlyWhenItWasRead(t *testing.T) {
 		t.Error("making a digest changed the evidence")
 	}
 	for name, change := range map[string]func(*posturev1.Evidence){
-		"a reading's state":      func(ev *posturev1.Evidence) { ev.Patch.KernelReading.State = posturev1.ReadingState_READING_STATE_FAILED },
+		"a reading's state": func(ev *posturev1.Evidence) {
+			ev.Patch.KernelReading.State = posturev1.ReadingState_READING_STATE_FAILED
+		},
 		"a nested reading":       func(ev *posturev1.Evidence) { ev.Volumes.Volumes[0].Reading.Reason = "torn header" },
 		"a layer":                func(ev *posturev1.Evidence) { ev.Volumes.Volumes[0].Paths[0].Layers[0].Cipher = "cipher_null-ecb" },
 		"a time that is a fact":  func(ev *posturev1.Evidence) { ev.Patch.Pending[0].FirstSeenAt = timestamppb.New(time.Unix(2001, 0)) },
@@ -88,6 +94,19 @@ func TestDiffAndMergeAreInverse(t *testing.T) {
 	}
 }
 
+func TestSectionsOfANewerAgentAreMergedToo(t *testing.T) {
+	section := func(number protowire.Number, says string) []byte {
+		return protowire.AppendString(protowire.AppendTag(nil, number, protowire.BytesType), says)
+	}
+	base, delta := &posturev1.Evidence{}, &posturev1.Evidence{}
+	base.ProtoReflect().SetUnknown(append(section(98, "stays"), section(99, "is replaced")...))
+	delta.ProtoReflect().SetUnknown(section(99, "is new"))
+	want := append(section(98, "stays"), section(99, "is new")...)
+	if got := Merge(base, delta).ProtoReflect().GetUnknown(); !bytes.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func TestSectionWithoutReadingCountsAsFailed(t *testing.T) {
 	ev := &posturev1.Evidence{Patch: &posturev1.Patch{}}
 	for _, section := range append(Sections(), "nonsense") {
@@ -100,8 +119,8 @@ func TestSectionWithoutReadingCountsAsFailed(t *testing.T) {
 	}
 }
 
-// Digest copies only messages that have a Reading themselves: one that has it
-// deeper down would keep its times.
+// Digest looks only into messages that have a Reading themselves: one that has
+// it deeper down would keep its times.
 func TestEveryMessageAboveAReadingHasOneItself(t *testing.T) {
 	reading := (&posturev1.Reading{}).ProtoReflect().Descriptor()
 	evidence := (&posturev1.Evidence{}).ProtoReflect().Descriptor()
@@ -130,7 +149,6 @@ func TestLimitsNameTheFieldThatIsTooMuch(t *testing.T) {
 		"Evidence.patch.pending: 4097 entries":                    &posturev1.Evidence{Patch: &posturev1.Patch{Pending: make([]*posturev1.PendingUpdate, MaxListLength+1)}},
 		"Hello.csr: 65537 bytes":                                  &agentv1.Hello{Csr: make([]byte, MaxBytesBytes+1)},
 		"message of":                                              &posturev1.Evidence{Platform: &posturev1.Platform{Edition: strings.Repeat("x", MaxMessageBytes)}},
-		"Evidence.platform.version: not UTF-8":                    &posturev1.Evidence{Platform: &posturev1.Platform{Version: "\xff"}},
 		"Evidence.volumes.volumes[0].paths[0].layers[0].kdfs[0]:": &posturev1.Evidence{Volumes: &posturev1.Volumes{Volumes: []*posturev1.Volume{{Paths: []*posturev1.StoragePath{{Layers: []*posturev1.StorageLayer{{Kdfs: []string{long}}}}}}}}},
 	} {
 		if err := CheckLimits(m); err == nil || !strings.HasPrefix(err.Error(), says) {
@@ -139,6 +157,41 @@ func TestLimitsNameTheFieldThatIsTooMuch(t *testing.T) {
 	}
 	if err := CheckLimits(sample(time.Unix(1, 1))); err != nil {
 		t.Errorf("real evidence is refused: %v", err)
+	}
+}
+
+// CheckLimits trusts small messages because none can be nested without end.
+func TestNoMessageContainsItself(t *testing.T) {
+	var look func(m protoreflect.MessageDescriptor, above []protoreflect.FullName)
+	look = func(m protoreflect.MessageDescriptor, above []protoreflect.FullName) {
+		if slices.Contains(above, m.FullName()) || len(above) > MaxDepth {
+			t.Fatalf("%s is nested without end: %v", m.FullName(), above)
+		}
+		for i := range m.Fields().Len() {
+			if sub := m.Fields().Get(i).Message(); sub != nil {
+				look(sub, append(slices.Clone(above), m.FullName()))
+			}
+		}
+	}
+	for _, file := range []protoreflect.FileDescriptor{
+		posturev1.File_pfoertner_posture_v1_evidence_proto, agentv1.File_pfoertner_agent_v1_session_proto, agentv1.File_pfoertner_agent_v1_enrolment_proto,
+		gatev1.File_pfoertner_gate_v1_gate_proto, fleetv1.File_pfoertner_fleet_v1_fleet_proto,
+	} {
+		for i := range file.Messages().Len() {
+			look(file.Messages().Get(i), nil)
+		}
+	}
+}
+
+func TestEvidenceOfANewerAgentIsRecognised(t *testing.T) {
+	ev := sample(time.Unix(1, 1))
+	if FromNewer(ev) {
+		t.Error("our own evidence seems to be a newer agent's")
+	}
+	newer := protowire.AppendString(protowire.AppendTag(nil, 99, protowire.BytesType), "what we do not know")
+	ev.Volumes.Volumes[0].Paths[0].Layers[0].ProtoReflect().SetUnknown(newer)
+	if !FromNewer(ev) {
+		t.Error("a field that we do not know was not seen")
 	}
 }
 
