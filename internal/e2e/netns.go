@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package e2e is the bench on which Pförtner is tried as a whole: network
 // namespaces, a real OpenVPN in them, and traffic whose last packet is timed.
 //

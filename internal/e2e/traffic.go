@@ -1,3 +1,5 @@
+//go:build linux
+
 package e2e
 
 import (
@@ -94,16 +96,24 @@ func (a *arrivals) noted() (int64, time.Time) {
 	return a.count, a.last
 }
 
-// Prober sends numbered packets to an Echo, one a millisecond, and notes which
-// got through: there, and back.
+// Prober sends numbered packets to an Echo and notes which got through: there,
+// and back.
 type Prober struct {
 	there *arrivals
 	back  arrivals
 }
 
-// StartProber starts probing from a namespace until the test ends. It begins
-// before there is a way: packets that can't be sent are not an error.
+// StartProber starts probing from a namespace, a packet a millisecond, until
+// the test ends. It begins before there is a way: packets that can't be sent
+// are not an error.
 func StartProber(t testing.TB, from *Namespace, to *Echo) *Prober {
+	t.Helper()
+	return StartProberEvery(t, time.Millisecond, from, to)
+}
+
+// StartProberEvery is StartProber for tests that need no such fine times: it
+// sends a packet in every interval.
+func StartProberEvery(t testing.TB, interval time.Duration, from *Namespace, to *Echo) *Prober {
 	t.Helper()
 	number, there := to.join()
 	p := &Prober{there: there}
@@ -121,7 +131,7 @@ func StartProber(t testing.TB, from *Namespace, to *Echo) *Prober {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { p.send(ctx, conn, to.Address, number) })
+	running.Go(func() { p.send(ctx, interval, conn, to.Address, number) })
 	running.Go(func() { p.receive(conn) })
 	t.Cleanup(func() {
 		cancel()
@@ -131,9 +141,9 @@ func StartProber(t testing.TB, from *Namespace, to *Echo) *Prober {
 	return p
 }
 
-func (p *Prober) send(ctx context.Context, conn *net.UDPConn, to netip.AddrPort, number uint64) {
+func (p *Prober) send(ctx context.Context, interval time.Duration, conn *net.UDPConn, to netip.AddrPort, number uint64) {
 	packet := binary.BigEndian.AppendUint64(nil, number)
-	tick := time.NewTicker(time.Millisecond)
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for n := uint64(1); ; n++ {
 		select {
@@ -159,7 +169,7 @@ func (p *Prober) receive(conn *net.UDPConn) {
 }
 
 // Arrived is how many packets have reached the other side, and when the last
-// did, to about two milliseconds; zero when none did.
+// did, to about two intervals; zero when none did.
 func (p *Prober) Arrived() (int64, time.Time) { return p.there.noted() }
 
 // Answered is how many answers came back, and when the last did.
