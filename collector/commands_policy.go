@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -160,18 +161,31 @@ func (c *client) policyHistory() *cobra.Command {
 
 func (c *client) audit() *cobra.Command {
 	cmd := &cobra.Command{Use: "audit", Short: "The hash-chained audit log"}
-	cmd.AddCommand(&cobra.Command{
-		Use: "verify", Short: "Check that no record was changed or is missing", Args: cobra.NoArgs,
+	var head string
+	verify := &cobra.Command{
+		Use:   "verify",
+		Short: "Check that no record was changed or is missing",
+		Long: `Check that no record was changed or is missing.
+
+Note the newest hash that it prints, away from this machine. With --head it must
+be found again: even who rewrites the whole log cannot bring it back.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			noted, err := hex.DecodeString(head)
+			if err != nil {
+				return errors.New("--head: not hexadecimal")
+			}
 			return c.ask(cmd.Context(), func(ctx context.Context, conn *grpc.ClientConn) error {
-				stream, err := fleetv1.NewAuditServiceClient(conn).Verify(ctx, &fleetv1.VerifyRequest{})
+				stream, err := fleetv1.NewAuditServiceClient(conn).Verify(ctx, &fleetv1.VerifyRequest{NotedHead: noted})
 				if err != nil {
 					return err
 				}
 				return c.followVerify(stream)
 			})
 		},
-	})
+	}
+	verify.Flags().StringVar(&head, "head", "", "hash of a record that was noted earlier")
+	cmd.AddCommand(verify)
 	return cmd
 }
 
