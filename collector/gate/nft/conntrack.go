@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 )
 
 // Forget implements session.Filter. The filter itself does not look at the
@@ -24,17 +24,17 @@ func (f *Filter) Forget(addresses []netip.Addr) error {
 	}
 	defer h.Close()
 	var errs error
-	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+	for _, family := range []netlink.InetFamily{syscall.AF_INET, syscall.AF_INET6} {
 		wanted := flowsOf{}
 		for _, a := range addresses {
-			if a.Unmap().Is4() == (family == unix.AF_INET) {
+			if a.Unmap().Is4() == (family == syscall.AF_INET) {
 				wanted[a.Unmap()] = true
 			}
 		}
 		if len(wanted) == 0 {
 			continue
 		}
-		if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, family, wanted); err != nil && !errors.Is(err, unix.ENOENT) {
+		if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, family, wanted); err != nil && !errors.Is(err, syscall.ENOENT) {
 			errs = errors.Join(errs, fmt.Errorf("ending tracked connections: %w", err))
 		}
 	}
@@ -43,9 +43,9 @@ func (f *Filter) Forget(addresses []netip.Addr) error {
 
 func (f *Filter) handle() (*netlink.Handle, error) {
 	if f.options.Namespace != 0 {
-		return netlink.NewHandleAt(netns.NsHandle(f.options.Namespace), unix.NETLINK_NETFILTER)
+		return netlink.NewHandleAt(netns.NsHandle(f.options.Namespace), syscall.NETLINK_NETFILTER)
 	}
-	return netlink.NewHandle(unix.NETLINK_NETFILTER)
+	return netlink.NewHandle(syscall.NETLINK_NETFILTER)
 }
 
 // flowsOf matches connections that have one of the addresses at either end, in

@@ -217,6 +217,8 @@ func TestLeaseEndsByTheKernelsClock(t *testing.T) {
 	for _, f := range families {
 		t.Run(f.name, func(t *testing.T) {
 			p := reach(t, s.notebook, s.lan, f.network, f.remedy)
+			apply(t, filter, admit(f.notebook, time.Minute))
+			p[0].AwaitFlow(t, soon) // neighbours have found one another
 			const lease = time.Second
 			begin := time.Now()
 			apply(t, filter, session.Access{Address: netip.MustParseAddr(f.notebook), Admit: lease, Quarantine: time.Minute})

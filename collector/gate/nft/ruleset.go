@@ -8,7 +8,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 )
 
 // Indices of sets by family.
@@ -17,8 +16,12 @@ const (
 	v6
 )
 
-// maxInterfaceName is IFNAMSIZ without the zero byte.
-const maxInterfaceName = unix.IFNAMSIZ - 1
+// interfaceNameSize is IFNAMSIZ (linux/if.h), maxInterfaceName the same without
+// the zero byte.
+const (
+	interfaceNameSize = 16
+	maxInterfaceName  = interfaceNameSize - 1
+)
 
 // errNoElement is what the kernel says of an element that is not there.
 const errNoElement = syscall.ENOENT
@@ -174,8 +177,8 @@ func (r *ruleset) chains() {
 		r.rule(gateway, source(family, r.quarantine), goTo(quarantined))
 		r.rule(quarantined, destination(family, r.remedy), accepted)
 	}
-	r.rule(quarantined, protocol(unix.IPPROTO_TCP), port(r.tcp), accepted)
-	r.rule(quarantined, protocol(unix.IPPROTO_UDP), port(r.udp), accepted)
+	r.rule(quarantined, protocol(syscall.IPPROTO_TCP), port(r.tcp), accepted)
+	r.rule(quarantined, protocol(syscall.IPPROTO_UDP), port(r.udp), accepted)
 	for _, c := range []*nftables.Chain{from, to, gateway, quarantined} {
 		r.rule(c, drop)
 	}
@@ -223,7 +226,8 @@ func destination(family int, sets [2]*nftables.Set) []expr.Any {
 }
 
 func address(family int, offset uint32, sets [2]*nftables.Set) []expr.Any {
-	protocol := [2]byte{v4: unix.NFPROTO_IPV4, v6: unix.NFPROTO_IPV6}[family]
+	// NFPROTO_IPV4 and NFPROTO_IPV6 are the address families.
+	protocol := [2]byte{v4: syscall.AF_INET, v6: syscall.AF_INET6}[family]
 	length := [2]uint32{v4: 4, v6: 16}[family]
 	return append([]expr.Any{
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
@@ -239,7 +243,7 @@ func protocol(number byte) []expr.Any {
 }
 
 func icmp(family int) byte {
-	return [2]byte{v4: unix.IPPROTO_ICMP, v6: unix.IPPROTO_ICMPV6}[family]
+	return [2]byte{v4: syscall.IPPROTO_ICMP, v6: syscall.IPPROTO_ICMPV6}[family]
 }
 
 // port matches the destination port of TCP (RFC 9293, 3.1) or UDP (RFC 768).
@@ -259,7 +263,7 @@ func connection(states uint32) []expr.Any {
 func interfaceNames(names []string) []nftables.SetElement {
 	out := make([]nftables.SetElement, len(names))
 	for i, n := range names {
-		key := make([]byte, unix.IFNAMSIZ)
+		key := make([]byte, interfaceNameSize)
 		copy(key, n)
 		out[i].Key = key
 	}

@@ -90,8 +90,8 @@ type entry struct {
 	code    string
 	at      lease.Position
 	until   time.Time
-	// adopted: taken over from the journal and not yet confirmed by a
-	// collector. The packet filter still holds what the last gate put there.
+	// adopted: taken over from the journal, not yet matched with what its
+	// server lists. The packet filter still holds what the last gate put there.
 	adopted bool
 }
 
@@ -186,7 +186,7 @@ func (b *Book) Position() lease.Position {
 func (b *Book) Ups(now time.Time) []*gatev1.SessionEvent {
 	var out []*gatev1.SessionEvent
 	for _, e := range b.ordered() {
-		if e.state == up || e.state == cutting {
+		if (e.state == up || e.state == cutting) && !e.adopted {
 			out = append(out, e.upEvent(now))
 		}
 	}
@@ -220,7 +220,7 @@ func (b *Book) standingOf(f fingerprint) (standing, bool) {
 func (b *Book) NextDeadline() time.Time {
 	var next time.Time
 	for _, e := range b.sessions {
-		if e.state != up {
+		if e.state != up || e.adopted {
 			continue
 		}
 		d := e.until
@@ -239,7 +239,7 @@ func (b *Book) NextDeadline() time.Time {
 func (b *Book) Tick(now time.Time) Todo {
 	var todo Todo
 	for _, e := range b.ordered() {
-		if e.state != up || now.Before(e.until) {
+		if e.state != up || e.adopted || now.Before(e.until) {
 			continue
 		}
 		if e.verdict == admitVerdict && b.rules.QuarantineFor > 0 {

@@ -159,10 +159,12 @@ func (b *Book) attached(todo *Todo, a Attached, now time.Time) {
 		}
 		switch {
 		case listed && e.state == cutting && e.is(l, a.Process):
+			e.adopted = false
 			b.cut(todo, e, notAdmittedText, lease.Position{}, now)
 		case listed && e.state == up && e.is(l, a.Process):
 			b.moved(todo, e, l, now)
 			if e.adopted {
+				e.adopted, e.until = false, now.Add(adoptFor)
 				todo.Ask = append(todo.Ask, Question{Session: e.Key, Facts: e.facts()})
 				todo.Reports = append(todo.Reports, e.upEvent(now))
 			}

@@ -16,8 +16,8 @@ import (
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
-// adoptFor is how long the book believes that what it took over from the
-// journal is still in the packet filter. The kernel knows better and acts by
+// adoptFor is how long the book believes that what the last gate granted a
+// session is still in the packet filter. The kernel knows better and acts by
 // itself; this only says when the book follows.
 const adoptFor = 15 * time.Second
 
@@ -115,7 +115,7 @@ func parseJournal(text []byte, now time.Time) ([]*entry, error) {
 			Key: Key{r.Server, r.CID}, id: r.ID, process: r.Process, since: r.Since, name: r.Name,
 			addresses: r.Addresses, outer: r.Outer, protocol: r.Protocol, fingerprint: fingerprint(sum),
 			verdict: understood(posturev1.Verdict(r.Verdict)), at: lease.Position{Epoch: r.Epoch, Sequence: r.Sequence},
-			state: up, noted: now, until: now.Add(adoptFor), adopted: true,
+			state: up, noted: now, adopted: true,
 		}
 		if e.verdict == deny {
 			e.state = cutting

@@ -120,7 +120,6 @@ func (b *Book) newer(e *entry, l *gatev1.Lease) bool {
 func (b *Book) take(e *entry, l *gatev1.Lease, now time.Time) {
 	e.verdict, e.code, e.at = understood(l.GetVerdict()), l.GetCode(), lease.At(l)
 	e.until = now.Add(max(0, l.GetTtl().AsDuration()))
-	e.adopted = false
 	if s, ok := b.standingOf(e.fingerprint); ok && s.at.After(e.at) && s.verdict < e.verdict {
 		e.verdict, e.code, e.at = s.verdict, s.code, s.at
 	}
@@ -138,7 +137,7 @@ func (b *Book) Renewed(leases []*gatev1.Lease, received time.Time) Todo {
 	}
 	for _, l := range leases {
 		e := byID[l.GetSessionId()]
-		if e == nil || e.state == asking || e.state == cutting || !b.fits(e, l) || !b.newer(e, l) {
+		if e == nil || e.state == asking || e.state == cutting || e.adopted || !b.fits(e, l) || !b.newer(e, l) {
 			continue
 		}
 		before := e.verdict
