@@ -99,6 +99,7 @@ func (a *arrivals) noted() (int64, time.Time) {
 // Prober sends numbered packets to an Echo and notes which got through: there,
 // and back.
 type Prober struct {
+	to    netip.AddrPort
 	there *arrivals
 	back  arrivals
 }
@@ -116,7 +117,7 @@ func StartProber(t testing.TB, from *Namespace, to *Echo) *Prober {
 func StartProberEvery(t testing.TB, interval time.Duration, from *Namespace, to *Echo) *Prober {
 	t.Helper()
 	number, there := to.join()
-	p := &Prober{there: there}
+	p := &Prober{to: to.Address, there: there}
 	network := "udp4"
 	if to.Address.Addr().Is6() {
 		network = "udp6"
@@ -208,5 +209,5 @@ func (p *Prober) AwaitSilence(t testing.TB, silent, within time.Duration) time.T
 func (p *Prober) String() string {
 	arrived, _ := p.Arrived()
 	answered, _ := p.Answered()
-	return fmt.Sprintf("%d packets arrived, %d answers came back", arrived, answered)
+	return fmt.Sprintf("to %s %d packets arrived, %d answers came back", p.to, arrived, answered)
 }
