@@ -67,20 +67,26 @@ func TestMain(m *testing.M) {
 // newSite starts everything but the gate and the client.
 func newSite(t *testing.T, vpnLines ...string) *site {
 	t.Helper()
+	return newSiteAt(t, "203.0.113.1", vpnLines...)
+}
+
+// newSiteAt is newSite with another outer address of the gateway.
+func newSiteAt(t *testing.T, outer string, vpnLines ...string) *site {
+	t.Helper()
 	e2e.Require(t, "openvpn", "nft", "sysctl")
 	s := &site{
 		notebook: e2e.NewNamespace(t, "notebook"), gateway: e2e.NewNamespace(t, "gateway"), lan: e2e.NewNamespace(t, "lan"),
 		dir: t.TempDir(),
 	}
-	e2e.Cable(t, e2e.End{In: s.notebook, Device: "eth0", Addresses: []string{"203.0.113.2/24"}},
-		e2e.End{In: s.gateway, Device: "wan0", Addresses: []string{"203.0.113.1/24"}})
+	e2e.Cable(t, e2e.End{In: s.notebook, Device: "eth0", Addresses: []string{"203.0.113.2/24", "2001:db8::2/64"}},
+		e2e.End{In: s.gateway, Device: "wan0", Addresses: []string{"203.0.113.1/24", "2001:db8::1/64"}})
 	e2e.Cable(t, e2e.End{In: s.lan, Device: "eth0", Addresses: []string{"10.9.0.2/16", "10.9.0.3/16", "fd00:9::2/32"}},
 		e2e.End{In: s.gateway, Device: "lan0", Addresses: []string{"10.9.0.1/16", "fd00:9::1/32"}})
 	s.lan.IP(t, "route", "add", "default", "via", "10.9.0.1")
 	s.lan.IP(t, "-6", "route", "add", "default", "via", "fd00:9::1")
 	s.gateway.Forward(t)
 
-	s.vpn = e2e.NewVPN(t, netip.MustParseAddr("203.0.113.1"))
+	s.vpn = e2e.NewVPN(t, netip.MustParseAddr(outer))
 	s.vpn.WriteServer(t, vpnLines...)
 	s.device = s.vpn.Authority.Issue(t, e2e.Subject{CommonName: "notebook-4711", Client: true})
 	s.server = s.vpn.StartServer(t, s.gateway)
@@ -213,14 +219,22 @@ func TestQuarantineReachesOnlyWhatItMay(t *testing.T) {
 }
 
 func TestLiveSessionIsCut(t *testing.T) {
-	for _, hostile := range []bool{false, true} {
-		t.Run(fmt.Sprintf("hostile=%t", hostile), func(t *testing.T) {
-			s := newSite(t)
+	for _, c := range []struct {
+		name, outer string
+		hostile     bool
+	}{
+		{"client that does as it is told", "203.0.113.1", false},
+		{"hostile client", "203.0.113.1", true},
+		// OpenVPN's kill does not know IPv6: the session is named otherwise.
+		{"hostile client that comes by IPv6", "2001:db8::1", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSiteAt(t, c.outer)
 			s.collector.set(s.device, admit)
 			s.startGate(t)
 			client := s.connect(t)
 			s.network6.AwaitFlow(t, soon)
-			if hostile {
+			if c.hostile {
 				e2e.Hostile(t, s.notebook, s.vpn.Port)
 			}
 			told := s.collector.set(s.device, deny)
@@ -237,7 +251,7 @@ func TestLiveSessionIsCut(t *testing.T) {
 			if d := confirmed.GetSessionGoneAfter().AsDuration(); d > 2*time.Second {
 				t.Errorf("the session was gone after %s", d)
 			}
-			if !hostile {
+			if !c.hostile {
 				says(t, client, "Vorgangsnummer: 7K4-QX2")
 			}
 		})
