@@ -115,3 +115,8 @@ func refused(t testing.TB, client *e2e.Program) {
 	t.Helper()
 	says(t, client, "AUTH_FAILED,Kein Zugang")
 }
+
+// connections is how often a client has been let in.
+func connections(client *e2e.Program) int {
+	return strings.Count(client.Output(), "Initialization Sequence Completed")
+}

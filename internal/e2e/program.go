@@ -51,6 +51,9 @@ func (p *Program) PID() int { return p.cmd.Process.Pid }
 // Kill ends it at once (SIGKILL) and waits for its end.
 func (p *Program) Kill() { p.Stop(syscall.SIGKILL) }
 
+// Signal sends a signal. An error says that the program has ended.
+func (p *Program) Signal(signal os.Signal) error { return p.cmd.Process.Signal(signal) }
+
 // Stop sends a signal and waits for the program's end.
 func (p *Program) Stop(signal os.Signal) {
 	_ = p.cmd.Process.Signal(signal) // an error says that it has ended
