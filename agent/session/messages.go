@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	"pfoertner/agent/identity"
 	"pfoertner/agent/status"
 	"pfoertner/agent/uplink"
@@ -27,6 +29,8 @@ func (s *stream) handle(m *agentv1.ConnectResponse) error {
 		return s.stored(m.Acknowledgement)
 	case *agentv1.ConnectResponse_Collect:
 		s.readings.request()
+	case *agentv1.ConnectResponse_Pace:
+		s.pace(m.Pace.GetReportInterval())
 	case *agentv1.ConnectResponse_Result:
 		s.Board.Judged(m.Result)
 	case *agentv1.ConnectResponse_RenewalChallenge:
@@ -47,14 +51,19 @@ func (s *stream) welcomed(w *agentv1.Welcome) (err error) {
 		return err
 	}
 	s.nonce = w.GetNonce()
-	if d := w.GetReportInterval(); d.IsValid() && d.AsDuration() > 0 {
-		s.interval = d.AsDuration()
-		s.readings.every(s.interval)
-	}
+	s.pace(w.GetReportInterval())
 	s.renew = time.After(s.untilRenewal(w))
 	s.Board.Connection(status.Online)
 	s.Log.Info("connected to the collector", "collector_version", w.GetCollectorVersion())
 	return s.report()
+}
+
+// pace takes the collector's report interval; one that is none changes nothing.
+func (s *stream) pace(d *durationpb.Duration) {
+	if d.IsValid() && d.AsDuration() > 0 {
+		s.interval = d.AsDuration()
+		s.readings.every(s.interval)
+	}
 }
 
 // stored takes an acknowledgement. One that is repeated changes nothing; one

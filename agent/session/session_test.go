@@ -56,8 +56,89 @@ func TestFullEvidenceComesFirstThenOnlyWhatChanged(t *testing.T) {
 	if err != nil || !bytes.Equal(merged, r.GetDigest()) {
 		t.Errorf("digest %x does not fit the merged evidence %x (%v)", r.GetDigest(), merged, err)
 	}
-	if got := a.machine.collections(); len(got[len(got)-1]) != 1 || got[len(got)-1][0] != "volumes" {
-		t.Errorf("collected %v, want only volumes again", got)
+	if v, p := a.machine.reads("volumes"), a.machine.reads("patch"); v != 2 || p != 1 {
+		t.Errorf("volumes were read %d times, patch %d times: only volumes have changed", v, p)
+	}
+}
+
+// A changed disk is on its way whatever else the notebook is busy with; the
+// collection that was under way brings nothing old back when it ends.
+func TestChangedDiskIsReportedWhileAnotherSectionHangs(t *testing.T) {
+	c := testcollector.Start(t)
+	a := start(t, c, c.Enrolled(t, time.Hour))
+	s, held := opened(t, c)
+
+	release := a.machine.stick("patch")
+	defer release()
+	a.machine.change(func(m *machine) { m.pending = 3 }) // everything is read again
+	a.machine.change(func(m *machine) { m.encrypted = false }, "volumes")
+	r := s.Report(t)
+	if d := r.GetDelta(); d.GetVolumes() == nil || d.GetPatch() != nil {
+		t.Fatalf("reported %v", r)
+	}
+	held = posture.Merge(held, r.GetDelta())
+	s.Acknowledge(t, r)
+	if !s.Silent(100 * time.Millisecond) {
+		t.Error("something is reported of a collection that is not over")
+	}
+	release()
+	for r = s.Report(t); r.GetDelta().GetPatch() == nil; r = s.Report(t) {
+		s.Acknowledge(t, r)
+	}
+	if d := r.GetDelta(); d.GetVolumes() != nil || d.GetPatch().GetPendingSecurity() != 3 {
+		t.Errorf("at the end of the long collection comes %v", r)
+	}
+	if digest, err := posture.Digest(posture.Merge(held, r.GetDelta())); err != nil || !bytes.Equal(digest, r.GetDigest()) {
+		t.Errorf("digest %x does not fit the merged evidence %x (%v)", r.GetDigest(), digest, err)
+	}
+}
+
+// Only reading every section again makes evidence fresher.
+func TestEvidenceIsAsOldAsItsOldestSection(t *testing.T) {
+	c := testcollector.Start(t)
+	a := start(t, c, c.Enrolled(t, time.Hour))
+	s := c.Next(t)
+	s.Welcome(t, time.Hour)
+	first := s.Report(t)
+	arrived := time.Now()
+	s.Acknowledge(t, first)
+
+	const pause = 50 * time.Millisecond
+	s.Silent(pause)
+	release := a.machine.stick("patch")
+	defer release()
+	a.machine.change(func(*machine) {})
+	a.machine.change(func(m *machine) { m.encrypted = false }, "volumes")
+	r := s.Report(t)
+	if ago := r.GetCollectedAgo().AsDuration(); ago < pause || ago > time.Since(arrived)+time.Second {
+		t.Errorf("collected %v ago, while patch was last read %v ago", ago, time.Since(arrived))
+	}
+	s.Acknowledge(t, r)
+	released := time.Now()
+	release()
+	r = s.Report(t)
+	if r.GetHeartbeat() == nil {
+		t.Errorf("the whole collection is told as %v, want a heartbeat", r)
+	}
+	if ago := r.GetCollectedAgo().AsDuration(); ago > time.Since(arrived)-pause {
+		t.Errorf("collected %v ago: the collection began after the change, %v ago", ago, time.Since(released))
+	}
+}
+
+func TestEvidenceFromBeforeASleepIsReadAgainFirst(t *testing.T) {
+	c := testcollector.Start(t)
+	a := start(t, c, c.Enrolled(t, time.Hour))
+	s := c.Next(t)
+	for a.readings.newest().evidence == nil {
+		runtime.Gosched()
+	}
+	// Asleep, the notebook's monotonic clock stood still.
+	a.readings.mu.Lock()
+	a.readings.current.began = time.Now().Round(0).Add(-8 * time.Hour)
+	a.readings.mu.Unlock()
+	s.Welcome(t, time.Hour)
+	if r := s.Report(t); r.GetFull() == nil || r.GetCollectedAgo().AsDuration() > time.Minute {
+		t.Errorf("after a sleep comes %v", r)
 	}
 }
 
@@ -75,9 +156,8 @@ func TestPartialCollectionWithoutChangeIsNotReported(t *testing.T) {
 	c := testcollector.Start(t)
 	a := start(t, c, c.Enrolled(t, time.Hour))
 	s, _ := opened(t, c)
-	before := len(a.machine.collections())
 	a.machine.change(func(*machine) {}, "patch")
-	for len(a.machine.collections()) == before {
+	for a.machine.reads("patch") < 2 {
 		runtime.Gosched()
 	}
 	// The next thing said is about something else.
@@ -99,6 +179,19 @@ func TestIntervalOfTheCollectorIsKept(t *testing.T) {
 	}
 	if late := time.Since(began); late > 3*time.Second {
 		t.Errorf("first heartbeat after %v, interval is 1 s", late)
+	}
+}
+
+func TestCollectorMayChangeTheInterval(t *testing.T) {
+	c := testcollector.Start(t)
+	start(t, c, c.Enrolled(t, time.Hour))
+	s := c.Next(t)
+	s.Welcome(t, time.Hour)
+	s.Acknowledge(t, s.Report(t))
+	s.Say(t, &agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Pace{Pace: &agentv1.Pace{ReportInterval: durationpb.New(time.Second)}}})
+	s.Acknowledge(t, s.Report(t))
+	if r := s.Report(t); r.GetHeartbeat() == nil {
+		t.Errorf("after the interval comes %v, want a heartbeat", r)
 	}
 }
 
@@ -218,7 +311,7 @@ func TestUnknownMessagesOfNewerCollectorsAreIgnored(t *testing.T) {
 
 func TestDeadCollectorLeavesOnlyTheNewestEvidence(t *testing.T) {
 	c := testcollector.Start(t)
-	a := start(t, c, c.Enrolled(t, time.Hour), func(a *agent) { a.readings.budget.SetBurst(1 << 30) })
+	a := start(t, c, c.Enrolled(t, time.Hour), func(a *agent) { a.readings.sections["patch"].budget.SetBurst(1 << 30) })
 	opened(t, c)
 	c.Stop()
 	a.board.shows(t, status.Unreachable)
@@ -311,8 +404,10 @@ func TestResumeReadsEverythingAgain(t *testing.T) {
 	if r := s.Report(t); r.GetDelta().GetPatch().GetPendingSecurity() != 5 {
 		t.Errorf("reported %v", r)
 	}
-	if got := a.machine.collections(); len(got[len(got)-1]) != 0 {
-		t.Errorf("after a resume only %v was read", got[len(got)-1])
+	for _, section := range posture.Sections() {
+		for a.machine.reads(section) < 2 {
+			runtime.Gosched()
+		}
 	}
 }
 

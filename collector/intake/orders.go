@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
@@ -26,8 +27,8 @@ func (o *orders) tell(r *posturev1.Result) {
 }
 
 // order adds an order and sees to its delivery. At most one goroutine of a
-// stream delivers, only while there is something to deliver, and it ends with
-// the stream.
+// stream delivers, from the welcome on and only while there is something to
+// deliver, and it ends with the stream.
 func (st *session) order(add func(*orders)) {
 	st.ordering.Lock()
 	defer st.ordering.Unlock()
@@ -69,6 +70,9 @@ func (st *session) deliver() {
 }
 
 func (st *session) carryOut(o orders) error {
+	if err := st.keepPace(); err != nil {
+		return err
+	}
 	if o.result != nil {
 		if err := st.sendResult(o.result); err != nil {
 			return err
@@ -78,6 +82,22 @@ func (st *session) carryOut(o orders) error {
 		return nil
 	}
 	return st.send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Collect{Collect: o.collect}})
+}
+
+// keepPace tells the agent the report interval if it is another than it was
+// told. A new policy comes with a result for every device, so it is asked for
+// before each.
+func (st *session) keepPace() error {
+	st.sending.Lock()
+	defer st.sending.Unlock()
+	interval := st.service.ReportInterval()
+	if interval == st.interval {
+		return nil
+	}
+	st.interval = interval
+	return st.stream.Send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Pace{
+		Pace: &agentv1.Pace{ReportInterval: durationpb.New(interval)},
+	}})
 }
 
 // sendResult sends a result if it says anything new, times apart, and is not

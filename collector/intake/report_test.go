@@ -3,6 +3,7 @@ package intake
 import (
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -336,6 +337,56 @@ func TestResultsArePushedNewestFirstAndOnce(t *testing.T) {
 	if m := n.receive(); m.GetCollect().GetReason() != "operator" {
 		t.Errorf("got %v", m)
 	}
+}
+
+// A policy with another freshness reaches the notebooks that are connected, not
+// only those that come later: else the whole fleet would be stale before its
+// next report.
+func TestAnotherPolicyChangesTheInterval(t *testing.T) {
+	var interval atomic.Int64
+	interval.Store(int64(15 * time.Minute))
+	h := newHouse(t, func(o *Options) { o.ReportInterval = func() time.Duration { return time.Duration(interval.Load()) } })
+	n := h.enrolled(t, deviceA).hello()
+	n.acknowledged(n.full(evidence("amd64")))
+	n.judged(admit)
+	_, stored, err := h.desk.Report(t.Context(), deviceA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	interval.Store(int64(20 * time.Second))
+	for range 2 { // told once
+		h.Push(deviceA, stored)
+	}
+	h.Collect(deviceA, "operator")
+	if m := n.receive(); m.GetPace().GetReportInterval().AsDuration() != 20*time.Second {
+		t.Fatalf("got %v", m)
+	}
+	if m := n.receive(); m.GetCollect() == nil {
+		t.Errorf("got %v", m)
+	}
+}
+
+// What is ordered before the notebook has said hello goes out behind the
+// welcome: agents leave a collector that speaks out of order.
+func TestOrdersWaitForTheWelcome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		defer h.server.Stop()
+		n := h.enrolled(t, deviceA).open()
+		defer n.conn.Close()
+		synctest.Wait()
+		if !h.Collect(deviceA, "operator") {
+			t.Fatal("not online")
+		}
+		synctest.Wait()
+		n.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Hello{Hello: &agentv1.ClientHello{Capability: 1}}})
+		if m := n.receive(); m.GetWelcome() == nil {
+			t.Fatalf("first came %v", m)
+		}
+		if m := n.receive(); m.GetCollect() == nil {
+			t.Errorf("second came %v", m)
+		}
+	})
 }
 
 // What is ordered while a report is on its way to the disk goes out behind its

@@ -69,7 +69,7 @@ type Options struct {
 	Reports  Reports
 	Issuer   Issuer
 	// ReportInterval says how long a notebook may stay silent; asked for every
-	// new stream.
+	// new stream, and again before every result.
 	ReportInterval func() time.Duration
 	// Version of the collector, told to agents.
 	Version string

@@ -40,6 +40,7 @@ type session struct {
 	end context.CancelCauseFunc
 
 	sending    sync.Mutex // one goroutine at a time may send
+	interval   time.Duration
 	resultSent [sha256.Size]byte
 	resultAt   time.Time
 
@@ -60,7 +61,8 @@ type session struct {
 func newSession(s *Service, stream connectStream, id string, cert *x509.Certificate, spki []byte, end context.CancelCauseFunc) *session {
 	return &session{
 		service: s, stream: stream, deviceID: id, cert: cert, spki: spki, end: end,
-		limiter: rate.NewLimiter(s.MessageRate, s.MessageBurst),
+		limiter:    rate.NewLimiter(s.MessageRate, s.MessageBurst),
+		delivering: true, // by welcome
 	}
 }
 
@@ -130,11 +132,14 @@ func (st *session) welcome(hello *agentv1.ClientHello) error {
 	}
 	// A third of the life, as authority.DeviceRenewAfter is.
 	renew := st.cert.NotBefore.Add(st.cert.NotAfter.Sub(st.cert.NotBefore) / 3).Sub(now)
-	return st.send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Welcome{Welcome: &agentv1.Welcome{
+	st.interval = st.service.ReportInterval()
+	err := st.send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Welcome{Welcome: &agentv1.Welcome{
 		Capability: posture.Capability, Nonce: st.nonce, CollectorVersion: st.service.Version,
-		ReportInterval: durationpb.New(st.service.ReportInterval()),
+		ReportInterval: durationpb.New(st.interval),
 		RenewAfter:     durationpb.New(max(renew, 0)),
 	}}})
+	st.deliver()
+	return err
 }
 
 func (st *session) handle(ctx context.Context, m *agentv1.ConnectRequest) error {

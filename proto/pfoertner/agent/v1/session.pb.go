@@ -148,6 +148,7 @@ type ConnectResponse struct {
 	//	*ConnectResponse_RenewalChallenge
 	//	*ConnectResponse_Issued
 	//	*ConnectResponse_Resync
+	//	*ConnectResponse_Pace
 	Message       isConnectResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -253,6 +254,15 @@ func (x *ConnectResponse) GetResync() *Resync {
 	return nil
 }
 
+func (x *ConnectResponse) GetPace() *Pace {
+	if x != nil {
+		if x, ok := x.Message.(*ConnectResponse_Pace); ok {
+			return x.Pace
+		}
+	}
+	return nil
+}
+
 type isConnectResponse_Message interface {
 	isConnectResponse_Message()
 }
@@ -285,6 +295,10 @@ type ConnectResponse_Resync struct {
 	Resync *Resync `protobuf:"bytes,7,opt,name=resync,proto3,oneof"`
 }
 
+type ConnectResponse_Pace struct {
+	Pace *Pace `protobuf:"bytes,8,opt,name=pace,proto3,oneof"`
+}
+
 func (*ConnectResponse_Welcome) isConnectResponse_Message() {}
 
 func (*ConnectResponse_Acknowledgement) isConnectResponse_Message() {}
@@ -298,6 +312,8 @@ func (*ConnectResponse_RenewalChallenge) isConnectResponse_Message() {}
 func (*ConnectResponse_Issued) isConnectResponse_Message() {}
 
 func (*ConnectResponse_Resync) isConnectResponse_Message() {}
+
+func (*ConnectResponse_Pace) isConnectResponse_Message() {}
 
 // ClientHello opens a stream.
 type ClientHello struct {
@@ -432,6 +448,51 @@ func (x *Welcome) GetRenewAfter() *durationpb.Duration {
 	return nil
 }
 
+// Pace replaces the report interval of Welcome: another policy is in force.
+type Pace struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ReportInterval *durationpb.Duration   `protobuf:"bytes,1,opt,name=report_interval,json=reportInterval,proto3" json:"report_interval,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Pace) Reset() {
+	*x = Pace{}
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pace) ProtoMessage() {}
+
+func (x *Pace) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pace.ProtoReflect.Descriptor instead.
+func (*Pace) Descriptor() ([]byte, []int) {
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Pace) GetReportInterval() *durationpb.Duration {
+	if x != nil {
+		return x.ReportInterval
+	}
+	return nil
+}
+
 // Report carries the notebook's newest posture: all of it, what changed, or
 // that nothing changed.
 type Report struct {
@@ -456,7 +517,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[4]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -468,7 +529,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[4]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -481,7 +542,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{4}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Report) GetSequence() uint64 {
@@ -578,7 +639,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[5]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +651,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[5]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +664,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{5}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{6}
 }
 
 // Acknowledgement is sent when evidence and result are on disk.
@@ -617,7 +678,7 @@ type Acknowledgement struct {
 
 func (x *Acknowledgement) Reset() {
 	*x = Acknowledgement{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[6]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -629,7 +690,7 @@ func (x *Acknowledgement) String() string {
 func (*Acknowledgement) ProtoMessage() {}
 
 func (x *Acknowledgement) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[6]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -642,7 +703,7 @@ func (x *Acknowledgement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Acknowledgement.ProtoReflect.Descriptor instead.
 func (*Acknowledgement) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{6}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Acknowledgement) GetSequence() uint64 {
@@ -671,7 +732,7 @@ type Collect struct {
 
 func (x *Collect) Reset() {
 	*x = Collect{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[7]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -683,7 +744,7 @@ func (x *Collect) String() string {
 func (*Collect) ProtoMessage() {}
 
 func (x *Collect) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[7]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -696,7 +757,7 @@ func (x *Collect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Collect.ProtoReflect.Descriptor instead.
 func (*Collect) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{7}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Collect) GetReason() string {
@@ -724,7 +785,7 @@ type Resync struct {
 
 func (x *Resync) Reset() {
 	*x = Resync{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[8]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +797,7 @@ func (x *Resync) String() string {
 func (*Resync) ProtoMessage() {}
 
 func (x *Resync) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[8]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +810,7 @@ func (x *Resync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resync.ProtoReflect.Descriptor instead.
 func (*Resync) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{8}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Resync) GetReason() string {
@@ -769,7 +830,7 @@ type RenewalRequest struct {
 
 func (x *RenewalRequest) Reset() {
 	*x = RenewalRequest{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[9]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +842,7 @@ func (x *RenewalRequest) String() string {
 func (*RenewalRequest) ProtoMessage() {}
 
 func (x *RenewalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[9]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +855,7 @@ func (x *RenewalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewalRequest.ProtoReflect.Descriptor instead.
 func (*RenewalRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{9}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RenewalRequest) GetCsr() []byte {
@@ -813,7 +874,7 @@ type RenewalChallenge struct {
 
 func (x *RenewalChallenge) Reset() {
 	*x = RenewalChallenge{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[10]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -825,7 +886,7 @@ func (x *RenewalChallenge) String() string {
 func (*RenewalChallenge) ProtoMessage() {}
 
 func (x *RenewalChallenge) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[10]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -838,7 +899,7 @@ func (x *RenewalChallenge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewalChallenge.ProtoReflect.Descriptor instead.
 func (*RenewalChallenge) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{10}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RenewalChallenge) GetNonce() []byte {
@@ -861,7 +922,7 @@ type RenewalProof struct {
 
 func (x *RenewalProof) Reset() {
 	*x = RenewalProof{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[11]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -873,7 +934,7 @@ func (x *RenewalProof) String() string {
 func (*RenewalProof) ProtoMessage() {}
 
 func (x *RenewalProof) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[11]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -886,7 +947,7 @@ func (x *RenewalProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewalProof.ProtoReflect.Descriptor instead.
 func (*RenewalProof) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{11}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RenewalProof) GetSignature() []byte {
@@ -920,7 +981,7 @@ const file_pfoertner_agent_v1_session_proto_rawDesc = "" +
 	"\x06report\x18\x02 \x01(\v2\x1a.pfoertner.agent.v1.ReportH\x00R\x06report\x12>\n" +
 	"\arenewal\x18\x03 \x01(\v2\".pfoertner.agent.v1.RenewalRequestH\x00R\arenewal\x12G\n" +
 	"\rrenewal_proof\x18\x04 \x01(\v2 .pfoertner.agent.v1.RenewalProofH\x00R\frenewalProofB\t\n" +
-	"\amessage\"\xd8\x03\n" +
+	"\amessage\"\x88\x04\n" +
 	"\x0fConnectResponse\x127\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1b.pfoertner.agent.v1.WelcomeH\x00R\awelcome\x12O\n" +
 	"\x0facknowledgement\x18\x02 \x01(\v2#.pfoertner.agent.v1.AcknowledgementH\x00R\x0facknowledgement\x127\n" +
@@ -928,7 +989,8 @@ const file_pfoertner_agent_v1_session_proto_rawDesc = "" +
 	"\x06result\x18\x04 \x01(\v2\x1c.pfoertner.posture.v1.ResultH\x00R\x06result\x12S\n" +
 	"\x11renewal_challenge\x18\x05 \x01(\v2$.pfoertner.agent.v1.RenewalChallengeH\x00R\x10renewalChallenge\x124\n" +
 	"\x06issued\x18\x06 \x01(\v2\x1a.pfoertner.agent.v1.IssuedH\x00R\x06issued\x124\n" +
-	"\x06resync\x18\a \x01(\v2\x1a.pfoertner.agent.v1.ResyncH\x00R\x06resyncB\t\n" +
+	"\x06resync\x18\a \x01(\v2\x1a.pfoertner.agent.v1.ResyncH\x00R\x06resync\x12.\n" +
+	"\x04pace\x18\b \x01(\v2\x18.pfoertner.agent.v1.PaceH\x00R\x04paceB\t\n" +
 	"\amessage\"R\n" +
 	"\vClientHello\x12\x1e\n" +
 	"\n" +
@@ -943,7 +1005,9 @@ const file_pfoertner_agent_v1_session_proto_rawDesc = "" +
 	"\x0freport_interval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x0ereportInterval\x12+\n" +
 	"\x11collector_version\x18\x04 \x01(\tR\x10collectorVersion\x12:\n" +
 	"\vrenew_after\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"renewAfter\"\xc7\x02\n" +
+	"renewAfter\"J\n" +
+	"\x04Pace\x12B\n" +
+	"\x0freport_interval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x0ereportInterval\"\xc7\x02\n" +
 	"\x06Report\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\fR\x05nonce\x12>\n" +
@@ -986,50 +1050,53 @@ func file_pfoertner_agent_v1_session_proto_rawDescGZIP() []byte {
 	return file_pfoertner_agent_v1_session_proto_rawDescData
 }
 
-var file_pfoertner_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_pfoertner_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_pfoertner_agent_v1_session_proto_goTypes = []any{
 	(*ConnectRequest)(nil),      // 0: pfoertner.agent.v1.ConnectRequest
 	(*ConnectResponse)(nil),     // 1: pfoertner.agent.v1.ConnectResponse
 	(*ClientHello)(nil),         // 2: pfoertner.agent.v1.ClientHello
 	(*Welcome)(nil),             // 3: pfoertner.agent.v1.Welcome
-	(*Report)(nil),              // 4: pfoertner.agent.v1.Report
-	(*Heartbeat)(nil),           // 5: pfoertner.agent.v1.Heartbeat
-	(*Acknowledgement)(nil),     // 6: pfoertner.agent.v1.Acknowledgement
-	(*Collect)(nil),             // 7: pfoertner.agent.v1.Collect
-	(*Resync)(nil),              // 8: pfoertner.agent.v1.Resync
-	(*RenewalRequest)(nil),      // 9: pfoertner.agent.v1.RenewalRequest
-	(*RenewalChallenge)(nil),    // 10: pfoertner.agent.v1.RenewalChallenge
-	(*RenewalProof)(nil),        // 11: pfoertner.agent.v1.RenewalProof
-	(*v1.Result)(nil),           // 12: pfoertner.posture.v1.Result
-	(*Issued)(nil),              // 13: pfoertner.agent.v1.Issued
-	(*durationpb.Duration)(nil), // 14: google.protobuf.Duration
-	(*v1.Evidence)(nil),         // 15: pfoertner.posture.v1.Evidence
+	(*Pace)(nil),                // 4: pfoertner.agent.v1.Pace
+	(*Report)(nil),              // 5: pfoertner.agent.v1.Report
+	(*Heartbeat)(nil),           // 6: pfoertner.agent.v1.Heartbeat
+	(*Acknowledgement)(nil),     // 7: pfoertner.agent.v1.Acknowledgement
+	(*Collect)(nil),             // 8: pfoertner.agent.v1.Collect
+	(*Resync)(nil),              // 9: pfoertner.agent.v1.Resync
+	(*RenewalRequest)(nil),      // 10: pfoertner.agent.v1.RenewalRequest
+	(*RenewalChallenge)(nil),    // 11: pfoertner.agent.v1.RenewalChallenge
+	(*RenewalProof)(nil),        // 12: pfoertner.agent.v1.RenewalProof
+	(*v1.Result)(nil),           // 13: pfoertner.posture.v1.Result
+	(*Issued)(nil),              // 14: pfoertner.agent.v1.Issued
+	(*durationpb.Duration)(nil), // 15: google.protobuf.Duration
+	(*v1.Evidence)(nil),         // 16: pfoertner.posture.v1.Evidence
 }
 var file_pfoertner_agent_v1_session_proto_depIdxs = []int32{
 	2,  // 0: pfoertner.agent.v1.ConnectRequest.hello:type_name -> pfoertner.agent.v1.ClientHello
-	4,  // 1: pfoertner.agent.v1.ConnectRequest.report:type_name -> pfoertner.agent.v1.Report
-	9,  // 2: pfoertner.agent.v1.ConnectRequest.renewal:type_name -> pfoertner.agent.v1.RenewalRequest
-	11, // 3: pfoertner.agent.v1.ConnectRequest.renewal_proof:type_name -> pfoertner.agent.v1.RenewalProof
+	5,  // 1: pfoertner.agent.v1.ConnectRequest.report:type_name -> pfoertner.agent.v1.Report
+	10, // 2: pfoertner.agent.v1.ConnectRequest.renewal:type_name -> pfoertner.agent.v1.RenewalRequest
+	12, // 3: pfoertner.agent.v1.ConnectRequest.renewal_proof:type_name -> pfoertner.agent.v1.RenewalProof
 	3,  // 4: pfoertner.agent.v1.ConnectResponse.welcome:type_name -> pfoertner.agent.v1.Welcome
-	6,  // 5: pfoertner.agent.v1.ConnectResponse.acknowledgement:type_name -> pfoertner.agent.v1.Acknowledgement
-	7,  // 6: pfoertner.agent.v1.ConnectResponse.collect:type_name -> pfoertner.agent.v1.Collect
-	12, // 7: pfoertner.agent.v1.ConnectResponse.result:type_name -> pfoertner.posture.v1.Result
-	10, // 8: pfoertner.agent.v1.ConnectResponse.renewal_challenge:type_name -> pfoertner.agent.v1.RenewalChallenge
-	13, // 9: pfoertner.agent.v1.ConnectResponse.issued:type_name -> pfoertner.agent.v1.Issued
-	8,  // 10: pfoertner.agent.v1.ConnectResponse.resync:type_name -> pfoertner.agent.v1.Resync
-	14, // 11: pfoertner.agent.v1.Welcome.report_interval:type_name -> google.protobuf.Duration
-	14, // 12: pfoertner.agent.v1.Welcome.renew_after:type_name -> google.protobuf.Duration
-	14, // 13: pfoertner.agent.v1.Report.collected_ago:type_name -> google.protobuf.Duration
-	15, // 14: pfoertner.agent.v1.Report.full:type_name -> pfoertner.posture.v1.Evidence
-	15, // 15: pfoertner.agent.v1.Report.delta:type_name -> pfoertner.posture.v1.Evidence
-	5,  // 16: pfoertner.agent.v1.Report.heartbeat:type_name -> pfoertner.agent.v1.Heartbeat
-	0,  // 17: pfoertner.agent.v1.SessionService.Connect:input_type -> pfoertner.agent.v1.ConnectRequest
-	1,  // 18: pfoertner.agent.v1.SessionService.Connect:output_type -> pfoertner.agent.v1.ConnectResponse
-	18, // [18:19] is the sub-list for method output_type
-	17, // [17:18] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	7,  // 5: pfoertner.agent.v1.ConnectResponse.acknowledgement:type_name -> pfoertner.agent.v1.Acknowledgement
+	8,  // 6: pfoertner.agent.v1.ConnectResponse.collect:type_name -> pfoertner.agent.v1.Collect
+	13, // 7: pfoertner.agent.v1.ConnectResponse.result:type_name -> pfoertner.posture.v1.Result
+	11, // 8: pfoertner.agent.v1.ConnectResponse.renewal_challenge:type_name -> pfoertner.agent.v1.RenewalChallenge
+	14, // 9: pfoertner.agent.v1.ConnectResponse.issued:type_name -> pfoertner.agent.v1.Issued
+	9,  // 10: pfoertner.agent.v1.ConnectResponse.resync:type_name -> pfoertner.agent.v1.Resync
+	4,  // 11: pfoertner.agent.v1.ConnectResponse.pace:type_name -> pfoertner.agent.v1.Pace
+	15, // 12: pfoertner.agent.v1.Welcome.report_interval:type_name -> google.protobuf.Duration
+	15, // 13: pfoertner.agent.v1.Welcome.renew_after:type_name -> google.protobuf.Duration
+	15, // 14: pfoertner.agent.v1.Pace.report_interval:type_name -> google.protobuf.Duration
+	15, // 15: pfoertner.agent.v1.Report.collected_ago:type_name -> google.protobuf.Duration
+	16, // 16: pfoertner.agent.v1.Report.full:type_name -> pfoertner.posture.v1.Evidence
+	16, // 17: pfoertner.agent.v1.Report.delta:type_name -> pfoertner.posture.v1.Evidence
+	6,  // 18: pfoertner.agent.v1.Report.heartbeat:type_name -> pfoertner.agent.v1.Heartbeat
+	0,  // 19: pfoertner.agent.v1.SessionService.Connect:input_type -> pfoertner.agent.v1.ConnectRequest
+	1,  // 20: pfoertner.agent.v1.SessionService.Connect:output_type -> pfoertner.agent.v1.ConnectResponse
+	20, // [20:21] is the sub-list for method output_type
+	19, // [19:20] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_pfoertner_agent_v1_session_proto_init() }
@@ -1052,8 +1119,9 @@ func file_pfoertner_agent_v1_session_proto_init() {
 		(*ConnectResponse_RenewalChallenge)(nil),
 		(*ConnectResponse_Issued)(nil),
 		(*ConnectResponse_Resync)(nil),
+		(*ConnectResponse_Pace)(nil),
 	}
-	file_pfoertner_agent_v1_session_proto_msgTypes[4].OneofWrappers = []any{
+	file_pfoertner_agent_v1_session_proto_msgTypes[5].OneofWrappers = []any{
 		(*Report_Full)(nil),
 		(*Report_Delta)(nil),
 		(*Report_Heartbeat)(nil),
@@ -1064,7 +1132,7 @@ func file_pfoertner_agent_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pfoertner_agent_v1_session_proto_rawDesc), len(file_pfoertner_agent_v1_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
