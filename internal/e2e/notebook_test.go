@@ -31,8 +31,20 @@ func (s *site) register(t testing.TB) {
 	s.device = s.vpn.Authority.Issue(t, e2e.Subject{CommonName: asset, Client: true})
 	csv := fmt.Sprintf("asset_number;unit;key_protection;vpn_certificate_sha256\n%s;inneres/it;software;%x\n", asset, s.device.Fingerprint())
 	s.operator(t, "inventory", "import", s.write(t, "inventory.csv", csv))
+	s.prepare(t)
+}
+
+// prepare makes a notebook in good order for agents to read.
+func (s *site) prepare(t testing.TB) {
+	t.Helper()
 	s.tree = s.path("notebook")
 	s.change(t, "compliant")
+}
+
+// token makes a one-time token for an asset.
+func (s *site) token(t testing.TB, asset string) string {
+	t.Helper()
+	return strings.TrimSpace(s.operator(t, "token", asset))
 }
 
 // change changes what the agent will read of the notebook.
@@ -51,10 +63,9 @@ func (s *site) startAgent(t testing.TB, want posturev1.Verdict) {
 
 func (s *site) runAgent(t testing.TB, collector string) {
 	t.Helper()
-	token := strings.TrimSpace(s.operator(t, "token", asset))
 	s.agent = e2e.Start(t, "agent", s.notebook.Command(context.Background(), filepath.Join(s.bin, "testagent"),
 		"--tree", s.tree, "--state", s.path("agent"), "--collector", collector+":7601",
-		"--ca", s.path("operator", "server-ca.crt"), "--token", token))
+		"--ca", s.path("operator", "server-ca.crt"), "--token", s.token(t, asset)))
 }
 
 // inventory is what the collector tells operators of its devices.
