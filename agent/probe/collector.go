@@ -28,70 +28,73 @@ const (
 	maxReasonBytes = 300
 )
 
-// Collector runs probes and puts their sections together. It may be used by
-// several goroutines; their collections follow one another.
-type Collector struct {
-	host   Host
-	probes []Probe
+var (
+	errTimeout   = errors.New("no answer")
+	errCancelled = errors.New("the reading was cancelled")
+)
 
-	mu      sync.Mutex
-	last    map[string]*posturev1.Evidence // by section: its newest reading, nothing else set
-	hanging map[string]*attempt            // by section: given up on, perhaps still running
+// Collector runs probes and records how each reading went. It may be used by
+// several goroutines: no section waits for another, and each is read by one
+// probe at a time.
+type Collector struct {
+	readers []*reader
 }
 
 // NewCollector returns a Collector that runs probes on host; host.Now must be
 // set.
 func NewCollector(host Host, probes []Probe) *Collector {
-	return &Collector{
-		host:    host,
-		probes:  probes,
-		last:    map[string]*posturev1.Evidence{},
-		hanging: map[string]*attempt{},
+	c := &Collector{}
+	for _, p := range probes {
+		c.readers = append(c.readers, &reader{probe: p, host: host, turn: make(chan struct{}, 1)})
 	}
+	return c
 }
 
 // Collect reads the named sections in parallel, all when none is named, and
-// returns evidence of every section: those not named as they were read last,
-// or read now for the first time. It returns as soon as each probe has
-// answered, panicked, reached its time-out or been left by ctx; what is read
-// while ctx ends is returned but not remembered. A probe that hangs is not
-// started again while it still does. The evidence is never nil, shares its
-// sections with later ones and is not to be changed.
+// returns evidence of these alone. What is being read when it is called is read
+// once more after that. It returns as soon as each probe has answered, panicked,
+// reached its time-out or been left by ctx. A probe that hangs is not started
+// again while it still does. The evidence is never nil.
 func (c *Collector) Collect(ctx context.Context, sections ...string) *posturev1.Evidence {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-
-	attempts := make([]*attempt, len(c.probes))
-	for i, p := range c.probes {
-		switch {
-		case !c.wanted(p.Section, sections):
-		case c.hanging[p.Section].running():
-			attempts[i] = c.hanging[p.Section]
-		default:
-			attempts[i] = start(ctx, p, c.host)
+	read := make([]*posturev1.Evidence, len(c.readers))
+	var reading sync.WaitGroup
+	for i, r := range c.readers {
+		if len(sections) == 0 || slices.Contains(sections, r.probe.Section) {
+			reading.Go(func() { read[i] = r.read(ctx) })
 		}
 	}
-
+	reading.Wait()
 	all := &posturev1.Evidence{}
-	for i, p := range c.probes {
-		read := c.last[p.Section]
-		if a := attempts[i]; a != nil {
-			read = a.await(c.host.Now)
-			delete(c.hanging, p.Section)
-			if a.running() {
-				c.hanging[p.Section] = a
-			}
-			if ctx.Err() == nil {
-				c.last[p.Section] = read
-			}
-		}
-		all = posture.Merge(all, read)
+	for _, ev := range read {
+		all = posture.Merge(all, ev)
 	}
 	return all
 }
 
-func (c *Collector) wanted(section string, named []string) bool {
-	return len(named) == 0 || slices.Contains(named, section) || c.last[section] == nil
+// reader reads one section.
+type reader struct {
+	probe Probe
+	host  Host
+	// turn is full while somebody reads.
+	turn chan struct{}
+	// last belongs to whose turn it is. It still runs when it was given up on
+	// and hangs.
+	last *attempt
+}
+
+// read returns evidence of the reader's section alone.
+func (r *reader) read(ctx context.Context) *posturev1.Evidence {
+	asked := r.host.Now()
+	select {
+	case r.turn <- struct{}{}:
+		defer func() { <-r.turn }()
+	case <-ctx.Done():
+		return section(r.probe.Section, nil, asked, r.host.Now(), errCancelled)
+	}
+	if !r.last.running() {
+		r.last = start(ctx, r.probe, r.host)
+	}
+	return r.last.await(r.host.Now)
 }
 
 // attempt is one run of one probe. evidence, err and ended belong to the
@@ -120,7 +123,7 @@ func start(ctx context.Context, p Probe, h Host) *attempt {
 		evidence: &posturev1.Evidence{},
 		err:      errors.New("the probe ended without an answer"),
 	}
-	a.ctx, a.cancel = context.WithTimeout(ctx, a.timeout)
+	a.ctx, a.cancel = context.WithTimeoutCause(ctx, a.timeout, errTimeout)
 	go func() {
 		defer func() {
 			a.ended = h.Now()
@@ -159,9 +162,9 @@ func (a *attempt) await(now func() time.Time) *posturev1.Evidence {
 		return section(a.section, nil, a.began, a.leftAt, err)
 	}
 	a.leftAt = now()
-	err := fmt.Errorf("no answer within %s", a.timeout)
-	if errors.Is(a.ctx.Err(), context.Canceled) {
-		err = errors.New("the reading was cancelled")
+	err := errCancelled
+	if errors.Is(context.Cause(a.ctx), errTimeout) {
+		err = fmt.Errorf("%w within %s", errTimeout, a.timeout)
 	}
 	return section(a.section, nil, a.began, a.leftAt, err)
 }

@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -135,8 +137,8 @@ func TestAHangingProbeIsNotStartedTwice(t *testing.T) {
 		}
 		expectReading(t, ev, "tpm", failed, "no answer since "+began.UTC().Format(time.RFC3339))
 		synctest.Wait()
-		if after := runtime.NumGoroutine(); after > before {
-			t.Errorf("%d goroutines, before %d", after, before)
+		if after := runtime.NumGoroutine(); after > before+10 {
+			t.Errorf("%d goroutines after 100 collections, before %d", after, before)
 		}
 		if starts != 1 {
 			t.Errorf("started %d times", starts)
@@ -172,58 +174,121 @@ func TestAProbeThatHeedsItsTimeoutIsTriedAgain(t *testing.T) {
 	})
 }
 
-func TestACancelledCollectionIsNotRemembered(t *testing.T) {
+func TestACancelledReadingSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := collectorOf(Probe{Section: "tpm", Collect: func(ctx context.Context, _ Host, ev *posturev1.Evidence) error {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(time.Second):
-				return nil
-			}
+		release := make(chan struct{})
+		defer close(release)
+		c := collectorOf(Probe{Section: "tpm", Collect: func(context.Context, Host, *posturev1.Evidence) error {
+			<-release
+			return nil
 		}})
-		expectReading(t, c.Collect(t.Context()), "tpm", observed, "")
-
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
 		began := time.Now()
-		if ev := c.Collect(ctx); ev.GetTpm().GetReading().GetState() != failed {
-			t.Errorf("reading %v", ev.GetTpm().GetReading())
+		ev := c.Collect(ctx)
+		expectReading(t, ev, "tpm", failed, "the reading was cancelled")
+		if r := ev.GetTpm().GetReading(); r.GetDuration().AsDuration() != time.Millisecond {
+			t.Errorf("reading %v", r)
 		}
 		if took := time.Since(began); took != time.Millisecond {
 			t.Errorf("took %v", took)
 		}
-		synctest.Wait()
-		expectReading(t, c.Collect(t.Context(), "vpn"), "tpm", observed, "")
 	})
 }
 
 func TestCollectReadsOnlyWhatIsNamed(t *testing.T) {
-	var tpm, vpn int // written by the probes, read once they have answered
-	counting := func(section string, reads *int) Probe {
-		return Probe{Section: section, Collect: func(context.Context, Host, *posturev1.Evidence) error {
-			*reads++
-			return nil
-		}}
-	}
-	c := collectorOf(counting("tpm", &tpm), counting("vpn", &vpn))
-	for _, step := range []struct {
-		sections []string
-		tpm, vpn int
-	}{
-		{[]string{"vpn"}, 1, 1}, // tpm was never read
-		{[]string{"vpn"}, 1, 2},
-		{[]string{"volumes"}, 1, 2},
-		{nil, 2, 3},
-		{[]string{"tpm", "vpn"}, 3, 4},
+	c := collectorOf(answering("tpm"), answering("vpn"))
+	for _, step := range []struct{ named, read []string }{
+		{nil, []string{"vpn", "tpm"}},
+		{[]string{"vpn"}, []string{"vpn"}},
+		{[]string{"tpm", "vpn"}, []string{"vpn", "tpm"}},
+		{[]string{"volumes"}, nil},
 	} {
-		ev := c.Collect(t.Context(), step.sections...)
-		if tpm != step.tpm || vpn != step.vpn {
-			t.Errorf("after %v: tpm read %d times, vpn %d times", step.sections, tpm, vpn)
+		ev := c.Collect(t.Context(), step.named...)
+		var read []string
+		for _, s := range posture.Sections() {
+			if posture.ReadingOf(ev, s).GetState() == observed {
+				read = append(read, s)
+			}
 		}
-		expectReading(t, ev, "tpm", observed, "")
-		expectReading(t, ev, "vpn", observed, "")
+		if !slices.Equal(read, step.read) {
+			t.Errorf("asked for %v: read %v", step.named, read)
+		}
 	}
+}
+
+func TestASectionIsReadAtOnceWhileAnotherIsStillBeingRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		c := collectorOf(answering("volumes"), Probe{Section: "patch", Collect: func(context.Context, Host, *posturev1.Evidence) error {
+			<-release
+			return nil
+		}})
+		all := make(chan *posturev1.Evidence, 1)
+		go func() { all <- c.Collect(t.Context()) }()
+		synctest.Wait()
+
+		began := time.Now()
+		expectReading(t, c.Collect(t.Context(), "volumes"), "volumes", observed, "")
+		if took := time.Since(began); took != 0 {
+			t.Errorf("volumes took %v while patch was being read", took)
+		}
+		close(release)
+		expectReading(t, <-all, "patch", observed, "")
+	})
+}
+
+// Who asks while a section is being read wants to know what it is like after
+// that moment: the section is read once more, when the first reading is over.
+func TestAProbeNeverRunsTwiceAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var running, most atomic.Int32
+		c := collectorOf(Probe{Section: "tpm", Collect: func(context.Context, Host, *posturev1.Evidence) error {
+			now := running.Add(1)
+			most.Store(max(most.Load(), now))
+			time.Sleep(time.Second)
+			running.Add(-1)
+			return nil
+		}})
+		began := time.Now()
+		var askers sync.WaitGroup
+		for i := range 3 {
+			askers.Go(func() {
+				asked := began.Add(time.Duration(i) * 100 * time.Millisecond)
+				time.Sleep(time.Until(asked))
+				r := c.Collect(t.Context(), "tpm").GetTpm().GetReading()
+				if r.GetState() != observed || r.GetObservedAt().AsTime().Before(asked) {
+					t.Errorf("asked at %v: %v", asked, r)
+				}
+			})
+		}
+		askers.Wait()
+		if n := most.Load(); n != 1 {
+			t.Errorf("the probe ran %d times at once", n)
+		}
+		if took := time.Since(began); took != 3*time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+}
+
+func TestWaitingForAnotherReadingEndsWithTheContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := collectorOf(Probe{Section: "tpm", Collect: func(ctx context.Context, _ Host, _ *posturev1.Evidence) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}})
+		first := make(chan struct{})
+		go func() {
+			c.Collect(t.Context())
+			close(first)
+		}()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		expectReading(t, c.Collect(ctx), "tpm", failed, "the reading was cancelled")
+		<-first
+	})
 }
 
 // A section that is collected late must not overwrite another's.

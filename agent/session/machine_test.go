@@ -3,7 +3,6 @@ package session
 import (
 	"context"
 	"log/slog"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"pfoertner/agent/identity"
 	"pfoertner/agent/status"
 	"pfoertner/agent/testcollector"
+	"pfoertner/internal/posture"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
@@ -23,30 +23,71 @@ type machine struct {
 	kernel    string
 	encrypted bool
 	pending   uint32
-	asked     [][]string // sections of every collection
+	asked     map[string]int           // by section: how often it was read
+	stuck     map[string]chan struct{} // by section: its probe goes on when this is closed
 	notify    chan []string
 }
 
 func newMachine() *machine {
-	return &machine{kernel: "6.1.0-1", encrypted: true, notify: make(chan []string)}
+	return &machine{
+		kernel: "6.1.0-1", encrypted: true,
+		asked: map[string]int{}, stuck: map[string]chan struct{}{}, notify: make(chan []string),
+	}
 }
 
 func (m *machine) Collect(_ context.Context, sections ...string) *posturev1.Evidence {
+	ev := &posturev1.Evidence{}
+	for _, s := range sections {
+		ev = posture.Merge(ev, m.read(s))
+	}
+	return ev
+}
+
+// read returns what a section was like when it was called, however long it
+// takes.
+func (m *machine) read(section string) *posturev1.Evidence {
+	m.mu.Lock()
+	m.asked[section]++
+	ev, stuck := m.section(section), m.stuck[section]
+	m.mu.Unlock()
+	if stuck != nil {
+		<-stuck
+	}
+	return ev
+}
+
+func (m *machine) section(name string) *posturev1.Evidence {
+	observed := &posturev1.Reading{State: posturev1.ReadingState_READING_STATE_OBSERVED, ObservedAt: timestamppb.Now()}
+	switch name {
+	case "platform":
+		return &posturev1.Evidence{Platform: &posturev1.Platform{Reading: observed, KernelRelease: m.kernel}}
+	case "patch":
+		return &posturev1.Evidence{Patch: &posturev1.Patch{Reading: observed, PendingSecurity: m.pending}}
+	case "volumes":
+		layer := posturev1.LayerType_LAYER_TYPE_PARTITION
+		if m.encrypted {
+			layer = posturev1.LayerType_LAYER_TYPE_LUKS2
+		}
+		return &posturev1.Evidence{Volumes: &posturev1.Volumes{Reading: observed, Volumes: []*posturev1.Volume{{
+			Reading: observed, Paths: []*posturev1.StoragePath{{Layers: []*posturev1.StorageLayer{{Type: layer}}}},
+		}}}}
+	}
+	return nil
+}
+
+// stick makes the probe of a section hang from now on; calling what it returns
+// lets it go on.
+func (m *machine) stick(section string) (release func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.asked = append(m.asked, sections)
-	observed := &posturev1.Reading{State: posturev1.ReadingState_READING_STATE_OBSERVED, ObservedAt: timestamppb.Now()}
-	layer := posturev1.LayerType_LAYER_TYPE_PARTITION
-	if m.encrypted {
-		layer = posturev1.LayerType_LAYER_TYPE_LUKS2
-	}
-	return &posturev1.Evidence{
-		Platform: &posturev1.Platform{Reading: observed, KernelRelease: m.kernel},
-		Patch:    &posturev1.Patch{Reading: observed, PendingSecurity: m.pending},
-		Volumes: &posturev1.Volumes{Reading: observed, Volumes: []*posturev1.Volume{{
-			Reading: observed, Paths: []*posturev1.StoragePath{{Layers: []*posturev1.StorageLayer{{Type: layer}}}},
-		}}},
-	}
+	stuck := make(chan struct{})
+	m.stuck[section] = stuck
+	return sync.OnceFunc(func() {
+		m.mu.Lock()
+		delete(m.stuck, section)
+		m.mu.Unlock()
+		close(stuck)
+	})
 }
 
 func (m *machine) Watch(ctx context.Context, notify func(sections ...string)) error {
@@ -68,10 +109,11 @@ func (m *machine) change(change func(*machine), sections ...string) {
 	m.notify <- sections
 }
 
-func (m *machine) collections() [][]string {
+// reads is how often a section was read, and began to be.
+func (m *machine) reads(section string) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.Clone(m.asked)
+	return m.asked[section]
 }
 
 // board remembers what the user would see.

@@ -28,7 +28,7 @@ func (s *stream) handle(m *agentv1.ConnectResponse) error {
 	case *agentv1.ConnectResponse_Acknowledgement:
 		return s.stored(m.Acknowledgement)
 	case *agentv1.ConnectResponse_Collect:
-		s.readings.request()
+		s.readings.requestAll()
 	case *agentv1.ConnectResponse_Pace:
 		s.pace(m.Pace.GetReportInterval())
 	case *agentv1.ConnectResponse_Result:

@@ -4,9 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -24,24 +22,24 @@ const (
 	// A collector's interval is kept between these.
 	minInterval, maxInterval = time.Second, time.Hour
 	// A change is read at once. Only a storm of them, such as an upgrade of the
-	// whole system, is slowed down: collecting may take so many milliseconds of
-	// every second, and as many as budgetMax after a quiet time. Each
-	// collection counts for budgetMin at least.
+	// whole system, is slowed down, section by section: reading one may take so
+	// many milliseconds of every second, and as many as budgetMax after a quiet
+	// time. Each reading counts for budgetMin at least.
 	budgetPerSecond = 100
 	budgetMax       = 2000
 	budgetMin       = 20
 )
 
-// snapshot is the newest evidence.
+// snapshot is the newest evidence: the newest reading of every section.
 type snapshot struct {
-	// evidence is nil before the first collection.
+	// evidence is nil until every section was read.
 	evidence *posturev1.Evidence
 	digest   []byte
-	// began is when the newest collection of all sections began: a later one
-	// of some sections makes the others no fresher.
+	// began is when the oldest reading in it began: reading some sections again
+	// makes the others no fresher.
 	began time.Time
-	// full counts collections of all sections.
-	full uint64
+	// round is the newest round that every section has taken part in.
+	round uint64
 }
 
 // age is how old evidence is. The monotonic clock stands still while the
@@ -51,53 +49,95 @@ func (s snapshot) age() time.Duration {
 	return max(now.Sub(s.began), now.Round(0).Sub(s.began.Round(0)), 0)
 }
 
-// readings collects evidence and holds the newest.
+// section is one section of the evidence. It has a reader of its own, so that
+// no section waits for another and none is read twice at once.
+type section struct {
+	name string
+	// budget is counted in milliseconds of reading.
+	budget *rate.Limiter
+	wanted chan struct{}
+	newest reading // guarded by readings.mu
+}
+
+// reading is what was read of a section, and when that began; round is the
+// newest one asked for before.
+type reading struct {
+	evidence *posturev1.Evidence
+	began    time.Time
+	round    uint64
+}
+
+// readings reads the sections of evidence and holds the newest of each. Reading
+// all of them is a round.
 type readings struct {
 	collector Collector
 	log       *slog.Logger
-	// budget is counted in milliseconds of collecting.
-	budget *rate.Limiter
-	wake   chan struct{}
-	// collected is told after every collection. One stream at a time listens.
+	sections  map[string]*section
+	// collected is told after every reading. One stream at a time listens.
 	collected chan struct{}
+	replanned chan struct{}
 
 	mu       sync.Mutex
 	interval time.Duration
-	wanted   map[string]bool // sections to read again
-	all      bool            // read all of them
+	round    uint64    // the newest that was asked for
+	asked    time.Time // when it was
+	due      time.Time // when the next one is
 	current  snapshot
 }
 
 func newReadings(c Collector, log *slog.Logger) *readings {
-	return &readings{
+	r := &readings{
 		collector: c, log: log,
-		budget:    rate.NewLimiter(budgetPerSecond, budgetMax),
-		wake:      make(chan struct{}, 1),
+		sections:  map[string]*section{},
 		collected: make(chan struct{}, 1),
+		replanned: make(chan struct{}, 1),
 		interval:  defaultInterval,
-		wanted:    map[string]bool{},
 	}
+	for _, name := range posture.Sections() {
+		r.sections[name] = &section{
+			name: name, budget: rate.NewLimiter(budgetPerSecond, budgetMax), wanted: make(chan struct{}, 1),
+		}
+	}
+	return r
 }
 
-// request asks for the named sections, all when none is named, to be read as
-// soon as possible. Requests during a collection are served together by the
-// next one.
+// request asks for the named sections to be read as soon as possible. Requests
+// during a reading are served together by the next one.
 func (r *readings) request(sections ...string) {
-	r.mu.Lock()
-	r.all = r.all || len(sections) == 0
-	for _, s := range sections {
-		r.wanted[s] = true
+	for _, name := range sections {
+		if s := r.sections[name]; s != nil {
+			signal(s.wanted)
+		}
 	}
-	r.mu.Unlock()
-	signal(r.wake)
 }
 
-// every sets how often everything is collected if nothing else asks for it.
+// requestAll asks for a new round and returns its number.
+func (r *readings) requestAll() (round uint64) {
+	r.mu.Lock()
+	r.round++
+	round, r.asked = r.round, time.Now()
+	r.plan()
+	r.mu.Unlock()
+	for _, s := range r.sections {
+		signal(s.wanted)
+	}
+	return round
+}
+
+// every sets how often there is a round if nothing else asks for it.
 func (r *readings) every(d time.Duration) {
 	r.mu.Lock()
 	r.interval = min(max(d, minInterval), maxInterval)
+	r.plan()
 	r.mu.Unlock()
-	signal(r.wake)
+	signal(r.replanned)
+}
+
+// plan sets when the next round is due. Jitter spreads the notebooks of a
+// fleet, and keeps each within the collector's bound. The caller holds mu.
+func (r *readings) plan() {
+	jitter := 0.75 + 0.2*rand.Float64()
+	r.due = r.asked.Add(time.Duration(float64(r.interval) * jitter))
 }
 
 func (r *readings) newest() snapshot {
@@ -106,77 +146,89 @@ func (r *readings) newest() snapshot {
 	return r.current
 }
 
-// run collects until ctx ends: everything at the start and in every interval,
-// and what is requested.
+// run reads until ctx ends: everything at the start and in every interval, and
+// what is requested.
 func (r *readings) run(ctx context.Context) {
-	r.request()
-	last, spread := time.Now(), jitter()
-	for {
+	var readers sync.WaitGroup
+	defer readers.Wait()
+	for _, s := range r.sections {
+		readers.Go(func() { r.keep(ctx, s) })
+	}
+	r.requestAll()
+	for ctx.Err() == nil {
 		r.mu.Lock()
-		wait := time.Duration(float64(r.interval)*spread) - time.Since(last)
+		wait := time.Until(r.due)
 		r.mu.Unlock()
+		if wait <= 0 {
+			r.requestAll()
+			continue
+		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
-		case <-r.wake:
+		case <-r.replanned:
 		case <-timer.C:
-			r.request()
 		}
 		timer.Stop()
+	}
+}
+
+// keep reads one section whenever it is wanted, until ctx ends.
+func (r *readings) keep(ctx context.Context, s *section) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.wanted:
+		}
+		r.mu.Lock()
+		now := reading{round: r.round, began: time.Now()}
+		r.mu.Unlock()
+		now.evidence = r.collector.Collect(ctx, s.name)
 		if ctx.Err() != nil {
-			return
+			return // what was read was cut short
 		}
-		began := time.Now()
-		if all := r.collect(ctx); all {
-			last, spread = time.Now(), jitter()
-		}
-		if !sleep(ctx, r.pay(time.Since(began))) {
+		r.store(s, now)
+		if !sleep(ctx, s.pay(time.Since(now.began))) {
 			return
 		}
 	}
 }
 
-// pay takes what a collection cost from the budget, and returns how long to
-// rest before the next one.
-func (r *readings) pay(cost time.Duration) time.Duration {
+// pay takes what a reading cost from the budget, and returns how long to rest
+// before the next one.
+func (s *section) pay(cost time.Duration) time.Duration {
 	n := min(max(int(cost.Milliseconds()), budgetMin), budgetMax)
-	return r.budget.ReserveN(time.Now(), n).Delay()
+	return s.budget.ReserveN(time.Now(), n).Delay()
 }
 
-// jitter spreads the intervals of a fleet, and keeps each within the
-// collector's bound.
-func jitter() float64 { return 0.75 + 0.2*rand.Float64() }
-
-// collect reads what is wanted, if anything, and says whether that was
-// everything.
-func (r *readings) collect(ctx context.Context) (all bool) {
+// store makes a reading the newest of its section, and evidence of the newest
+// of all.
+func (r *readings) store(s *section, read reading) {
 	r.mu.Lock()
-	all = r.all
-	sections := slices.Sorted(maps.Keys(r.wanted))
-	r.all, r.wanted = false, map[string]bool{}
-	r.mu.Unlock()
-	if all {
-		sections = nil
-	} else if len(sections) == 0 {
-		return false
+	defer r.mu.Unlock()
+	s.newest = read
+	now := snapshot{evidence: &posturev1.Evidence{}, began: read.began, round: read.round}
+	for _, s := range r.sections {
+		if s.newest.evidence == nil {
+			return
+		}
+		now.evidence = posture.Merge(now.evidence, s.newest.evidence)
+		now.round = min(now.round, s.newest.round)
+		if s.newest.began.Before(now.began) {
+			now.began = s.newest.began
+		}
 	}
-	began := time.Now()
-	ev := bounded(r.collector.Collect(ctx, sections...))
-	digest, err := posture.Digest(ev)
+	now.evidence = bounded(now.evidence)
+	digest, err := posture.Digest(now.evidence)
 	if err != nil {
 		// Only a section that is not UTF-8, and bounded leaves none.
 		r.log.Error("evidence has no digest", "error", err)
-		return all
+		return
 	}
-	r.mu.Lock()
-	r.current.evidence, r.current.digest = ev, digest
-	if all {
-		r.current.began = began
-		r.current.full++
-	}
-	r.mu.Unlock()
+	now.digest = digest
+	r.current = now
 	signal(r.collected)
-	return all
 }
 
 // bounded returns evidence that the collector will take: a section beyond its

@@ -28,24 +28,17 @@ func TestEverythingIsCollectedAtStartAndInEveryInterval(t *testing.T) {
 		m := newMachine()
 		r, cancel := collecting(t, m)
 		defer cancel()
-		if n := len(m.collections()); n != 1 {
-			t.Fatalf("%d collections at the start", n)
-		}
 		r.every(10 * time.Minute)
 		time.Sleep(24 * time.Hour)
-		n := len(m.collections()) - 1
-		if n < 24*6 || n > 24*6*4/3 {
-			t.Errorf("%d collections in 24 h, at least one in 10 min is due, with jitter of a quarter", n)
-		}
-		for i, sections := range m.collections() {
-			if len(sections) != 0 {
-				t.Errorf("collection %d reads only %v", i, sections)
+		for _, s := range posture.Sections() {
+			if n := m.reads(s) - 1; n < 24*6 || n > 24*6*4/3 {
+				t.Errorf("%s was read %d times in 24 h: at least once in 10 min is due, with jitter of a quarter", s, n)
 			}
 		}
 	})
 }
 
-func TestPartialCollectionsDoNotPutOffTheFullOne(t *testing.T) {
+func TestReadingsOfSomeSectionsDoNotPutOffTheOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine()
 		r, cancel := collecting(t, m)
@@ -56,11 +49,27 @@ func TestPartialCollectionsDoNotPutOffTheFullOne(t *testing.T) {
 			r.request("vpn")
 		}
 		synctest.Wait()
-		if full := r.newest().full; full < 6 {
-			t.Errorf("%d full collections in an hour of partial ones", full)
+		if n := m.reads("patch"); n < 6 {
+			t.Errorf("patch was read %d times in an hour in which vpn changed", n)
 		}
 		if age := r.newest().age(); age > 10*time.Minute {
 			t.Errorf("evidence is %v old", age)
+		}
+	})
+}
+
+// Every welcome names the interval again.
+func TestFlappingStreamDoesNotPutOffTheNextRound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		r, cancel := collecting(t, m)
+		defer cancel()
+		for range 60 {
+			r.every(10 * time.Minute)
+			time.Sleep(time.Minute)
+		}
+		if n := m.reads("patch"); n < 6 {
+			t.Errorf("patch was read %d times in an hour", n)
 		}
 	})
 }
@@ -72,12 +81,95 @@ func TestChangeIsReadWithoutDelay(t *testing.T) {
 		defer cancel()
 		time.Sleep(time.Minute)
 		for i := range 20 {
-			before := len(m.collections())
+			before := m.reads("volumes")
 			r.request("volumes")
 			synctest.Wait() // no time passes
-			if len(m.collections()) != before+1 {
+			if m.reads("volumes") != before+1 {
 				t.Fatalf("change %d waits", i)
 			}
+		}
+	})
+}
+
+// encrypted says what the newest evidence tells of the disk.
+func encrypted(s snapshot) bool {
+	return s.evidence.GetVolumes().GetVolumes()[0].GetPaths()[0].GetLayers()[0].GetType() == posturev1.LayerType_LAYER_TYPE_LUKS2
+}
+
+func TestChangedDiskIsNewestAtOnceWhileAnotherSectionHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		r, cancel := collecting(t, m)
+		defer cancel()
+		time.Sleep(time.Minute)
+		began, round := r.newest().began, r.newest().round
+
+		release := m.stick("patch")
+		defer release()
+		asked := time.Now()
+		due := r.requestAll()
+		synctest.Wait()
+		m.encrypted = false
+		r.request("volumes")
+		synctest.Wait() // no time passes
+		s := r.newest()
+		if encrypted(s) {
+			t.Fatal("the changed disk waits for the patch probe")
+		}
+		if s.round != round || !s.began.Equal(began) {
+			t.Errorf("one fresh section made the evidence fresh: round %d of %d, began %v", s.round, due, s.began)
+		}
+
+		time.Sleep(10 * time.Second)
+		release()
+		synctest.Wait()
+		s = r.newest()
+		if encrypted(s) {
+			t.Error("the end of the long collection brought the old disk back")
+		}
+		if s.round != due || !s.began.Equal(asked) {
+			t.Errorf("round %d of %d, began %v: it was asked for at %v", s.round, due, s.began, asked)
+		}
+	})
+}
+
+func TestNoSectionIsReadTwiceAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		r, cancel := collecting(t, m)
+		defer cancel()
+		release := m.stick("patch")
+		defer release()
+		for range 100 {
+			r.request("patch")
+			r.requestAll()
+			time.Sleep(time.Second)
+		}
+		if n := m.reads("patch"); n != 2 {
+			t.Errorf("a section that hangs was read %d times, with the one at the start", n)
+		}
+		release()
+		time.Sleep(time.Minute)
+		if n := m.reads("patch"); n != 3 {
+			t.Errorf("100 requests during one reading led to %d readings, with the one at the start", n)
+		}
+	})
+}
+
+func TestThereIsNoEvidenceBeforeEverySectionWasRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		release := m.stick("patch")
+		defer release()
+		r, cancel := collecting(t, m)
+		defer cancel()
+		if r.newest().evidence != nil {
+			t.Fatal("a section that was never read would be reported as missing")
+		}
+		release()
+		synctest.Wait()
+		if r.newest().evidence.GetPatch() == nil {
+			t.Error("no evidence after everything was read")
 		}
 	})
 }
@@ -89,7 +181,7 @@ type slow struct {
 }
 
 func (s slow) Collect(ctx context.Context, sections ...string) *posturev1.Evidence {
-	time.Sleep(s.takes)
+	sleep(ctx, s.takes)
 	return s.machine.Collect(ctx, sections...)
 }
 
@@ -102,25 +194,30 @@ func TestStormOfChangesCostsOnlyItsBudget(t *testing.T) {
 			r.request("patch")
 			time.Sleep(10 * time.Millisecond)
 		}
-		spent := time.Duration(len(m.collections())) * m.takes
+		spent := time.Duration(m.reads("patch")) * m.takes
 		if most := 10*time.Minute/10 + 3*time.Second; spent > most {
 			t.Errorf("collecting took %v of 10 min, at most %v are allowed", spent, most)
 		}
 	})
 }
 
-func TestRequestsDuringACollectionAreServedTogether(t *testing.T) {
+func TestStormInOneSectionDoesNotDelayAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := slow{newMachine(), time.Second}
+		m := slow{newMachine(), 50 * time.Millisecond}
 		r, cancel := collecting(t, m)
 		defer cancel()
-		r.request("vpn")
-		r.request("patch")
-		r.request("vpn")
-		time.Sleep(5 * time.Second)
-		got := m.collections()
-		if len(got) != 2 || strings.Join(got[1], " ") != "patch vpn" {
-			t.Errorf("collections: %v", got)
+		for range 100 * 60 { // a minute: the budget is used up
+			r.request("patch")
+			time.Sleep(10 * time.Millisecond)
+		}
+		m.mu.Lock()
+		m.encrypted = false
+		m.mu.Unlock()
+		r.request("volumes")
+		time.Sleep(m.takes)
+		synctest.Wait()
+		if encrypted(r.newest()) {
+			t.Error("a changed disk waits for an upgrade to end")
 		}
 	})
 }
@@ -144,7 +241,7 @@ func TestAgeTakesTheLargerClock(t *testing.T) {
 }
 
 func TestSectionBeyondTheLimitsBecomesFailed(t *testing.T) {
-	ev := newMachine().Collect(t.Context())
+	ev := newMachine().Collect(t.Context(), posture.Sections()...)
 	ev.Platform.KernelRelease = strings.Repeat("x", posture.MaxStringBytes+1)
 	got := bounded(ev)
 	if r := posture.ReadingOf(got, "platform"); r.GetState() != posturev1.ReadingState_READING_STATE_FAILED || r.GetReason() == "" {
@@ -159,7 +256,7 @@ func TestSectionBeyondTheLimitsBecomesFailed(t *testing.T) {
 }
 
 func TestSectionsTooLargeTogetherAreBounded(t *testing.T) {
-	ev := newMachine().Collect(t.Context())
+	ev := newMachine().Collect(t.Context(), posture.Sections()...)
 	for range posture.MaxListLength {
 		ev.Patch.Pending = append(ev.Patch.Pending, &posturev1.PendingUpdate{Package: strings.Repeat("p", 100), Origin: strings.Repeat("o", 100)})
 		ev.Volumes.Volumes = append(ev.Volumes.Volumes, &posturev1.Volume{Filesystem: strings.Repeat("f", 100)})

@@ -5,7 +5,8 @@
 //	Watcher ─ what changed ─▶ readings ─ newest evidence ─▶ stream ══▶ collector
 //	collector ═ collect now, resync, result, renewal ═▶ stream
 //
-// Rules. Posture is state, not a log: only the newest evidence is kept, at most
+// Rules. Every section has a reader of its own: a changed disk is on its way at
+// once, however long the package database takes. Posture is state, not a log: only the newest evidence is kept, at most
 // one report is on its way, and what changes meanwhile goes with the next one.
 // Every stream begins with full evidence, so nothing depends on what an earlier
 // one achieved. A collector that is away costs the notebook nothing but a
@@ -33,8 +34,9 @@ import (
 
 // Collector reads the machine.
 type Collector interface {
-	// Collect reads the named sections, all when none is named, and returns
-	// evidence of every section. It never changes what it returned before.
+	// Collect reads the named sections and returns evidence of these alone,
+	// never nil. It is called for several sections at the same time, and never
+	// changes what it returned before.
 	Collect(ctx context.Context, sections ...string) *posturev1.Evidence
 }
 
@@ -165,6 +167,9 @@ func (a *agent) watch(ctx context.Context) {
 }
 
 func (a *agent) noticed(sections ...string) {
+	if len(sections) == 0 {
+		a.readings.requestAll()
+	}
 	a.readings.request(sections...)
 	if len(sections) == 0 || slices.Contains(sections, "vpn") {
 		signal(a.network)

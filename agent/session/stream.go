@@ -25,9 +25,8 @@ const (
 	// answerTimeout is how long the collector may take to answer hello, to
 	// store a report or to renew a certificate.
 	answerTimeout = time.Minute
-	// openingAge is how old the evidence that opens a stream may be; what is
-	// older is read again first.
-	openingAge = time.Minute
+	// minStale is how old evidence may be at least before it is stale.
+	minStale = time.Minute
 	// stuckAfter is how long connecting may take before a change of the
 	// network makes it start again.
 	stuckAfter = 2 * time.Second
@@ -63,8 +62,8 @@ type stream struct {
 
 	held       *posturev1.Evidence // what was sent last; nil: full evidence is due
 	heldDigest []byte
-	heldFull   uint64 // snapshot.full of it
-	refresh    uint64 // the snapshot.full to wait for; zero: any
+	heldRound  uint64 // snapshot.round of it
+	due        uint64 // the round to wait for before anything is sent; zero: none
 
 	renew   <-chan time.Time // nil until welcomed
 	renewal *identity.Renewal
@@ -206,19 +205,14 @@ func (s *stream) report() error {
 		return nil
 	}
 	now := s.readings.newest()
-	if now.evidence == nil || now.full < s.refresh {
+	if now.evidence == nil || now.round < s.due {
 		return nil
 	}
-	if s.held != nil && now.full == s.heldFull && bytes.Equal(now.digest, s.heldDigest) {
+	if s.held != nil && now.round == s.heldRound && bytes.Equal(now.digest, s.heldDigest) {
 		return nil
 	}
-	limit := max(s.interval, openingAge)
-	if s.held == nil {
-		limit = openingAge
-	}
-	if now.age() > limit && s.refresh == 0 {
-		s.refresh = now.full + 1
-		s.readings.request()
+	if s.due == 0 && now.age() > s.stale() {
+		s.due = s.readings.requestAll()
 		return nil
 	}
 	s.sequence++
@@ -228,10 +222,14 @@ func (s *stream) report() error {
 	}
 	s.sentFull = s.held == nil
 	s.fill(r, now.evidence)
-	s.held, s.heldDigest, s.heldFull, s.refresh = now.evidence, now.digest, now.full, 0
+	s.held, s.heldDigest, s.heldRound, s.due = now.evidence, now.digest, now.round, 0
 	s.awaited = true
 	return s.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Report{Report: r}})
 }
+
+// stale is how old evidence has to be so that it is read again before it is
+// sent. Readings are never that old, unless the notebook has slept.
+func (s *stream) stale() time.Duration { return max(2*s.interval, minStale) }
 
 func (s *stream) fill(r *agentv1.Report, now *posturev1.Evidence) {
 	if s.held == nil {
