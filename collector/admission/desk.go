@@ -24,9 +24,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"pfoertner/internal/lease"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 	gatev1 "pfoertner/proto/pfoertner/gate/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
@@ -236,8 +236,8 @@ func (d *Desk) deviceOf(number, id string, now time.Time) *device {
 func (d *Desk) bind(dv *device, certificates [][]byte, now time.Time) {
 	bound := make([]fingerprint, 0, len(certificates))
 	for _, raw := range certificates {
-		if len(raw) == len(fingerprint{}) {
-			bound = append(bound, fingerprint(raw))
+		if c, ok := fingerprintOf(raw); ok {
+			bound = append(bound, c)
 		}
 	}
 	before := dv.certificates
@@ -333,11 +333,20 @@ func (d *Desk) standingOf(c fingerprint) *standing {
 	return unknownStanding(c)
 }
 
-// Answer is what the Desk says to one session.
+// Answer is what the Desk says to one session. The zero Answer denies.
 type Answer struct {
-	// Lease is never nil; one that denies has no time to live.
-	Lease *gatev1.Lease
-	// Message is what the user may read; nil when the session is admitted.
+	Verdict posturev1.Verdict
+	// Position numbers the answer: a gateway obeys the newest.
+	Position lease.Position
+	// At is when it was given, TTL how long it holds from its receipt; a denial
+	// does not hold at all.
+	At  time.Time
+	TTL time.Duration
+	// DeviceID is empty when the identity is not known.
+	DeviceID string
+	// Code and Message say why, for the user; empty and nil when the session is
+	// admitted.
+	Code    string
 	Message *posturev1.LocalText
 }
 
@@ -348,9 +357,7 @@ func (d *Desk) Admit(gateway string, s *gatev1.SessionFacts) (Answer, error) {
 		return Answer{}, ErrNotReady
 	}
 	now := d.options.Now()
-	var c fingerprint
-	proper := copy(c[:], s.GetCertificateSha256()) == len(c) && len(s.GetCertificateSha256()) == len(c)
-
+	c, proper := fingerprintOf(s.GetCertificateSha256())
 	var facts *Facts
 	d.mu.RLock()
 	sequence := d.sequence.Add(1)
@@ -363,27 +370,30 @@ func (d *Desk) Admit(gateway string, s *gatev1.SessionFacts) (Answer, error) {
 	d.mu.RUnlock()
 
 	decision := Decide(facts, now)
-	lease := &gatev1.Lease{
-		Gateway:           gateway,
-		SessionId:         s.GetSessionId(),
-		Verdict:           decision.Verdict,
-		IssuedAt:          timestamppb.New(now),
-		Ttl:               durationpb.New(decision.leaseTime(d.options.LeaseTTL, now)),
-		Epoch:             d.options.Epoch,
-		Sequence:          sequence,
-		CertificateSha256: s.GetCertificateSha256(),
+	answer := Answer{
+		Verdict:  decision.Verdict,
+		Position: lease.Position{Epoch: d.options.Epoch, Sequence: sequence},
+		At:       now,
+		TTL:      decision.leaseTime(d.options.LeaseTTL, now),
 	}
 	if facts != nil {
-		lease.DeviceId = facts.DeviceID
+		answer.DeviceID = facts.DeviceID
 	}
 	d.options.Metrics.admission(decision.Verdict)
-	if decision.Verdict == posturev1.Verdict_VERDICT_ADMIT {
-		return Answer{Lease: lease}, nil
+	if decision.Verdict != posturev1.Verdict_VERDICT_ADMIT {
+		answer.Code = refusalCode(facts, decision, c)
+		answer.Message = message(facts, decision, answer.Code)
+		d.refusals.note(gateway, s, facts, decision, answer, d.options.Metrics)
 	}
-	lease.Code = refusalCode(facts, decision, c)
-	answer := Answer{Lease: lease, Message: message(facts, decision, lease.Code)}
-	d.refusals.note(gateway, s, facts, decision, answer, d.options.Metrics)
 	return answer, nil
+}
+
+// fingerprintOf says whether raw can be a certificate's SHA-256.
+func fingerprintOf(raw []byte) (c fingerprint, ok bool) {
+	if len(raw) != len(c) {
+		return c, false
+	}
+	return fingerprint(raw), true
 }
 
 // Explain is what the Desk says of a device now, and why: an unknown one is

@@ -23,8 +23,8 @@ const (
 
 // Metrics is what the Desk counts.
 type Metrics struct {
-	admissions map[posturev1.Verdict]prometheus.Counter
-	sessions   map[posturev1.Verdict]prometheus.Gauge
+	admissions [len(verdictLabels)]prometheus.Counter
+	sessions   [len(verdictLabels)]prometheus.Gauge
 	revocation map[string]prometheus.Observer
 	kicks      prometheus.Counter
 	renewed    prometheus.Counter
@@ -50,8 +50,6 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 		Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .2, .3, .5, 1, 2, 5, 15, 60},
 	}, []string{"part"})
 	m := &Metrics{
-		admissions: map[posturev1.Verdict]prometheus.Counter{},
-		sessions:   map[posturev1.Verdict]prometheus.Gauge{},
 		revocation: map[string]prometheus.Observer{},
 		kicks: f.NewCounter(prometheus.CounterOpts{
 			Name: "pfoertner_kicks_total",
@@ -76,7 +74,7 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 	return m
 }
 
-var verdictLabels = map[posturev1.Verdict]string{
+var verdictLabels = [...]string{
 	posturev1.Verdict_VERDICT_ADMIT:      "admit",
 	posturev1.Verdict_VERDICT_QUARANTINE: "quarantine",
 	posturev1.Verdict_VERDICT_DENY:       "deny",

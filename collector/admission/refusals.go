@@ -79,7 +79,7 @@ func (r *recorder) note(gateway string, s *gatev1.SessionFacts, f *Facts, d Deci
 	if r.to == nil {
 		return
 	}
-	key := refusalKey{gateway, a.Lease.GetCode()}
+	key := refusalKey{gateway, a.Code}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if known, ok := r.known[key]; ok {
@@ -96,7 +96,7 @@ func (r *recorder) note(gateway string, s *gatev1.SessionFacts, f *Facts, d Deci
 		gateway:     gateway,
 		certificate: s.GetCertificateSha256(),
 		decision:    d,
-		code:        a.Lease.GetCode(),
+		code:        a.Code,
 		reason:      a.Message,
 	}
 	if f != nil {

@@ -113,10 +113,7 @@ func (d *Desk) gateOf(name string) *gate {
 // either side, so its leases may be about to end.
 func (d *Desk) up(g *gate, up *gatev1.SessionUp, at time.Time, full bool, now time.Time) {
 	facts := up.GetSession()
-	var c fingerprint
-	if len(facts.GetCertificateSha256()) == len(c) {
-		c = fingerprint(facts.GetCertificateSha256())
-	}
+	c, _ := fingerprintOf(facts.GetCertificateSha256())
 	if at.IsZero() || at.After(now) {
 		at = now
 	}
@@ -313,7 +310,7 @@ func (d *Desk) listed(s *session, now time.Time) *fleetv1.Session {
 
 // known maps verdicts that this build does not know to the zero one.
 func known(v posturev1.Verdict) posturev1.Verdict {
-	if _, ok := verdictLabels[v]; !ok {
+	if v < 0 || int(v) >= len(verdictLabels) {
 		return posturev1.Verdict_VERDICT_DENY
 	}
 	return v

@@ -23,7 +23,6 @@ import (
 	"pfoertner/collector/admission"
 	"pfoertner/collector/audit"
 	"pfoertner/internal/lease"
-	"pfoertner/internal/mtls"
 	"pfoertner/internal/posture"
 	gatev1 "pfoertner/proto/pfoertner/gate/v1"
 )
@@ -45,9 +44,10 @@ type Options struct {
 	Desk   Desk
 	Audit  Audit
 	Signer *lease.Signer
-	// SignerChain is the certificate chain of the lease-signing key, DER, leaf
-	// first: gateways verify it against the servers' CA.
-	SignerChain [][]byte
+	// SignerChain returns the certificate chain of the lease-signing key, DER,
+	// leaf first: gateways verify it against the servers' CA. It is asked at the
+	// beginning of every Watch, so a renewed certificate is used.
+	SignerChain func() [][]byte
 	// Heartbeat is the interval of signs of life on a Watch; zero:
 	// admission.DefaultHeartbeat.
 	Heartbeat time.Duration
@@ -59,7 +59,8 @@ type Options struct {
 // Service is gate.v1's GateService.
 type Service struct {
 	gatev1.UnimplementedGateServiceServer
-	o Options
+	o     Options
+	peers peers
 }
 
 // New returns a Service; register it with gatev1.RegisterGateServiceServer.
@@ -94,9 +95,9 @@ func ServerOptions() []grpc.ServerOption {
 
 // Admit answers for one new session with a signed lease, also when it denies.
 func (s *Service) Admit(ctx context.Context, req *gatev1.AdmitRequest) (*gatev1.AdmitResponse, error) {
-	gateway, _, err := mtls.Peer(ctx, mtls.RoleGate)
+	gateway, err := s.peers.name(ctx)
 	if err != nil {
-		return nil, status.Error(codes.Unauthenticated, err.Error())
+		return nil, err
 	}
 	if err := checkSession(req.GetSession()); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
@@ -105,19 +106,15 @@ func (s *Service) Admit(ctx context.Context, req *gatev1.AdmitRequest) (*gatev1.
 	if err != nil {
 		return nil, s.outward(ctx, err)
 	}
-	signed, err := s.o.Signer.Sign(ctx, answer.Lease)
-	if err != nil {
-		return nil, s.outward(ctx, err)
-	}
-	return &gatev1.AdmitResponse{Lease: signed, Message: answer.Message, Code: answer.Lease.GetCode()}, nil
+	return s.answer(ctx, gateway, req.GetSession(), answer)
 }
 
 // Report takes what happened on the gateway. Sent again after an error, it
 // does no harm.
 func (s *Service) Report(ctx context.Context, req *gatev1.ReportRequest) (*gatev1.ReportResponse, error) {
-	gateway, _, err := mtls.Peer(ctx, mtls.RoleGate)
+	gateway, err := s.peers.name(ctx)
 	if err != nil {
-		return nil, status.Error(codes.Unauthenticated, err.Error())
+		return nil, err
 	}
 	if err := checkReport(req); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
@@ -138,9 +135,9 @@ func (s *Service) Report(ctx context.Context, req *gatev1.ReportRequest) (*gatev
 // leases, until either side ends it.
 func (s *Service) Watch(req *gatev1.WatchRequest, stream grpc.ServerStreamingServer[gatev1.WatchResponse]) error {
 	ctx := stream.Context()
-	gateway, _, err := mtls.Peer(ctx, mtls.RoleGate)
+	gateway, err := s.peers.name(ctx)
 	if err != nil {
-		return status.Error(codes.Unauthenticated, err.Error())
+		return err
 	}
 	w, err := s.o.Desk.Watch(gateway, lease.At(req))
 	if err != nil {
@@ -170,7 +167,7 @@ func (s *Service) Watch(req *gatev1.WatchRequest, stream grpc.ServerStreamingSer
 // begin sends the first message, and the snapshot unless the gateway resumes.
 func (s *Service) begin(w *admission.Watcher, stream grpc.ServerStreamingServer[gatev1.WatchResponse]) error {
 	start := w.Start()
-	start.SignerChain = s.o.SignerChain
+	start.SignerChain = s.o.SignerChain()
 	if err := stream.Send(&gatev1.WatchResponse{Message: &gatev1.WatchResponse_Start{Start: start}}); err != nil {
 		return err
 	}

@@ -54,8 +54,11 @@ func VerifyRenewal(pub ed25519.PublicKey, r *gatev1.LeaseRenewal) ([]*gatev1.Lea
 	if n == 0 || n > MaxTree {
 		return nil, fmt.Errorf("renewal of %d leases: 1 to %d are taken", n, MaxTree)
 	}
-	t := newTree(r.GetLeases())
-	if err := verify(pub, treeHead(uint64(n), t.root()), r.GetSignature()); err != nil {
+	leaves := make([]hash, n)
+	for i, raw := range r.GetLeases() {
+		leaves[i] = leafHash(raw)
+	}
+	if err := verify(pub, treeHead(uint64(n), newTree(leaves).root()), r.GetSignature()); err != nil {
 		return nil, err
 	}
 	leases := make([]*gatev1.Lease, n)

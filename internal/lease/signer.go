@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	gatev1 "pfoertner/proto/pfoertner/gate/v1"
@@ -22,10 +23,10 @@ type Signer struct {
 	open    *batch // takes more leases; nil when the next caller begins one
 }
 
-// batch is leases that share a signature. Its fields up to done belong to
-// Signer.mu until it is closed to newcomers, then to the one that signs.
+// batch is leases that share a signature. Its leaves belong to Signer.mu until
+// it is closed to newcomers, then to the one that signs.
 type batch struct {
-	leaves    [][]byte
+	leaves    []hash
 	tree      tree
 	signature []byte
 	done      chan struct{}
@@ -38,23 +39,17 @@ func NewSigner(key ed25519.PrivateKey) *Signer {
 }
 
 // Sign signs one lease, together with those that other goroutines bring at the
-// same moment. A lone caller is signed at once. Errors: a lease that cannot be
-// marshalled, or the context's.
+// same moment. A lone caller is signed at once. Errors: the context's if it has
+// ended already, or a lease that cannot be marshalled.
 func (s *Signer) Sign(ctx context.Context, l *gatev1.Lease) (*gatev1.SignedLease, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	leaf, err := proto.Marshal(l)
 	if err != nil {
 		return nil, fmt.Errorf("marshalling lease: %w", err)
 	}
-	b, i, first := s.join(leaf)
-	if first {
-		s.sign(b)
-	} else {
-		select {
-		case <-b.done:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-	}
+	b, i := s.sign(leafHash(leaf))
 	return &gatev1.SignedLease{
 		Lease:     leaf,
 		Signature: b.signature,
@@ -64,13 +59,56 @@ func (s *Signer) Sign(ctx context.Context, l *gatev1.Lease) (*gatev1.SignedLease
 	}, nil
 }
 
+// AppendSigned is Sign for the busiest way: it appends the SignedLease to b as
+// it is marshalled.
+func (s *Signer) AppendSigned(ctx context.Context, b []byte, l *gatev1.Lease) ([]byte, error) {
+	if ctx.Err() != nil {
+		return b, context.Cause(ctx)
+	}
+	marshal := proto.MarshalOptions{}
+	b = protowire.AppendTag(b, 1, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(marshal.Size(l)))
+	marshal.UseCachedSize = true
+	start := len(b)
+	b, err := marshal.MarshalAppend(b, l)
+	if err != nil {
+		return b, fmt.Errorf("marshalling lease: %w", err)
+	}
+	signed, i := s.sign(leafHash(b[start:]))
+	b = protowire.AppendTag(b, 2, protowire.BytesType)
+	b = protowire.AppendBytes(b, signed.signature)
+	if i > 0 {
+		b = protowire.AppendTag(b, 3, protowire.VarintType)
+		b = protowire.AppendVarint(b, uint64(i))
+	}
+	b = protowire.AppendTag(b, 4, protowire.VarintType)
+	b = protowire.AppendVarint(b, uint64(len(signed.leaves)))
+	for node := range signed.tree.walk(i) {
+		b = protowire.AppendTag(b, 5, protowire.BytesType)
+		b = protowire.AppendBytes(b, node[:])
+	}
+	return b, nil
+}
+
+// sign puts a leaf into a batch and returns once that is signed, with the
+// leaf's index.
+func (s *Signer) sign(leaf hash) (b *batch, index int) {
+	b, index, first := s.join(leaf)
+	if first {
+		s.finish(b)
+	} else {
+		<-b.done
+	}
+	return b, index
+}
+
 // join adds a leaf to the open batch, or opens one: then the caller is first
-// and has to sign it.
-func (s *Signer) join(leaf []byte) (b *batch, index int, first bool) {
+// and has to finish it.
+func (s *Signer) join(leaf hash) (b *batch, index int, first bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == nil {
-		s.open = &batch{done: make(chan struct{})}
+		s.open = &batch{leaves: make([]hash, 0, 16), done: make(chan struct{})}
 		first = true
 	}
 	b = s.open
@@ -81,11 +119,15 @@ func (s *Signer) join(leaf []byte) (b *batch, index int, first bool) {
 	return b, len(b.leaves) - 1, first
 }
 
-// sign closes the batch to newcomers and signs it.
-func (s *Signer) sign(b *batch) {
-	// Whoever could run now may join. On an idle machine this returns at once;
-	// on a busy one it is what makes batches large.
-	runtime.Gosched()
+// finish closes the batch to newcomers and signs it.
+func (s *Signer) finish(b *batch) {
+	// Whoever could run now may join, and who they wake, until a turn brings
+	// nobody. On an idle machine that is at once; on a busy one it is what makes
+	// batches large.
+	for size := 0; size < s.size(b); {
+		size = s.size(b)
+		runtime.Gosched()
+	}
 	s.signing.Lock()
 	defer s.signing.Unlock()
 	s.mu.Lock()
@@ -98,22 +140,29 @@ func (s *Signer) sign(b *batch) {
 	close(b.done)
 }
 
+func (s *Signer) size(b *batch) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(b.leaves)
+}
+
 // SignBatch signs leases that are renewed together: 1 to MaxTree.
 func (s *Signer) SignBatch(leases []*gatev1.Lease) (*gatev1.LeaseRenewal, error) {
 	n := len(leases)
 	if n == 0 || n > MaxTree {
 		return nil, fmt.Errorf("batch of %d leases: 1 to %d are taken", n, MaxTree)
 	}
-	leaves := make([][]byte, n)
+	r := &gatev1.LeaseRenewal{Leases: make([][]byte, n)}
+	leaves := make([]hash, n)
 	for i, l := range leases {
 		leaf, err := proto.Marshal(l)
 		if err != nil {
 			return nil, fmt.Errorf("marshalling lease %d of %d: %w", i+1, n, err)
 		}
-		leaves[i] = leaf
+		r.Leases[i], leaves[i] = leaf, leafHash(leaf)
 	}
-	head := treeHead(uint64(n), newTree(leaves).root())
-	return &gatev1.LeaseRenewal{Leases: leaves, Signature: ed25519.Sign(s.key, head)}, nil
+	r.Signature = ed25519.Sign(s.key, treeHead(uint64(n), newTree(leaves).root()))
+	return r, nil
 }
 
 // SignStandings signs standings: a snapshot's chunk or a change.

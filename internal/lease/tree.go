@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"iter"
 	"math/bits"
 )
 
@@ -17,24 +18,21 @@ type tree struct {
 	levels [][]hash
 }
 
-// newTree hashes the leaves, of which there is at least one.
-func newTree(leaves [][]byte) tree {
-	slab := make([]hash, 0, 2*len(leaves)+bits.Len(uint(len(leaves))))
-	for _, leaf := range leaves {
-		slab = append(slab, leafHash(leaf))
-	}
-	level := slab
-	t := tree{levels: make([][]hash, 0, bits.Len(uint(len(leaves)))+1)}
-	t.levels = append(t.levels, level)
-	for len(level) > 1 {
-		start := len(slab)
+// newTree builds the tree over hashed leaves, of which there is at least one.
+// It keeps them.
+func newTree(leaves []hash) tree {
+	depth := bits.Len(uint(len(leaves) - 1))
+	inner := make([]hash, 0, len(leaves)+depth)
+	t := tree{levels: append(make([][]hash, 0, depth+1), leaves)}
+	for level := leaves; len(level) > 1; {
+		start := len(inner)
 		for i := 0; i+1 < len(level); i += 2 {
-			slab = append(slab, nodeHash(level[i], level[i+1]))
+			inner = append(inner, nodeHash(level[i], level[i+1]))
 		}
 		if len(level)%2 == 1 {
-			slab = append(slab, level[len(level)-1])
+			inner = append(inner, level[len(level)-1])
 		}
-		level = slab[start:]
+		level = inner[start:]
 		t.levels = append(t.levels, level)
 	}
 	return t
@@ -44,18 +42,23 @@ func (t tree) root() hash {
 	return t.levels[len(t.levels)-1][0]
 }
 
-// path is the audit path of leaf i (RFC 9162, 2.1.3.1). It shares the tree's
-// memory.
-func (t tree) path(i int) [][]byte {
-	if len(t.levels) == 1 {
-		return nil
-	}
-	path := make([][]byte, 0, len(t.levels)-1)
-	for _, level := range t.levels[:len(t.levels)-1] {
-		if sibling := i ^ 1; sibling < len(level) {
-			path = append(path, level[sibling][:])
+// walk yields the audit path of leaf i, from the bottom (RFC 9162, 2.1.3.1).
+func (t tree) walk(i int) iter.Seq[*hash] {
+	return func(yield func(*hash) bool) {
+		for _, level := range t.levels[:len(t.levels)-1] {
+			if sibling := i ^ 1; sibling < len(level) && !yield(&level[sibling]) {
+				return
+			}
+			i >>= 1
 		}
-		i >>= 1
+	}
+}
+
+// path is the audit path of leaf i. It shares the tree's memory.
+func (t tree) path(i int) [][]byte {
+	path := make([][]byte, 0, len(t.levels)-1)
+	for node := range t.walk(i) {
+		path = append(path, node[:])
 	}
 	return path
 }
