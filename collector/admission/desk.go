@@ -202,7 +202,7 @@ func (d *Desk) SetResult(deviceID string, res *posturev1.Result) {
 	facts.Verdict, facts.Code, facts.Text = res.GetVerdict(), res.GetCode(), text
 	facts.ExpiresAt = timeOf(res.GetExpiresAt())
 	dv.facts = &facts
-	d.settle(dv, timeOf(res.GetCollectedAt()), now)
+	d.settle(dv, timeOf(res.GetAppraisedAt()), now)
 }
 
 // deviceOf returns the entry of an asset under its device id, and makes it if
@@ -250,9 +250,9 @@ func (d *Desk) bind(dv *device, certificates [][]byte, now time.Time) {
 }
 
 // settle decides about the device anew and places all its identities.
-// evidenceAt is when the evidence that caused it was collected; zero: it was
-// not evidence.
-func (d *Desk) settle(dv *device, evidenceAt, now time.Time) {
+// appraisedAt is when the evidence that caused it was at hand; zero: it was not
+// evidence.
+func (d *Desk) settle(dv *device, appraisedAt, now time.Time) {
 	decision := Decide(dv.facts, now)
 	if end := dv.facts.ExpiresAt; !end.IsZero() && !end.Equal(dv.fired) {
 		dv.expiry.device = dv
@@ -266,13 +266,13 @@ func (d *Desk) settle(dv *device, evidenceAt, now time.Time) {
 			facts:       dv.facts,
 			verdict:     decision.Verdict,
 			code:        refusalCode(dv.facts, decision, c),
-		}, decision, evidenceAt, now)
+		}, decision, appraisedAt, now)
 	}
 }
 
 // place puts a standing where its identity stood, tells the gateways what is
 // new about it, and its live sessions at once.
-func (d *Desk) place(st *standing, decision Decision, evidenceAt, now time.Time) {
+func (d *Desk) place(st *standing, decision Decision, appraisedAt, now time.Time) {
 	i, known := d.identities[st.certificate]
 	if !known {
 		d.identities[st.certificate] = len(d.standings)
@@ -289,7 +289,7 @@ func (d *Desk) place(st *standing, decision Decision, evidenceAt, now time.Time)
 		}
 	}
 	for _, s := range d.live[st.certificate] {
-		s.decided(st, decision, d.options.LeaseTTL, evidenceAt, now)
+		s.decided(st, decision, d.options.LeaseTTL, appraisedAt, now)
 	}
 }
 

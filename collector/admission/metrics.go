@@ -9,8 +9,10 @@ import (
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
-// Parts of a revocation's time, in the order in which they pass. Evidence
-// collected → verdict stored → gate told → cut confirmed; and the whole.
+// Parts of a revocation's time, in the order in which they pass. Evidence at
+// hand → verdict stored → gate told → cut confirmed; and the whole. It begins
+// here and not on the notebook: a report says how old its oldest section is,
+// not when the one that fails was read.
 const (
 	partVerdict   = "verdict"
 	partTold      = "gate_told"
@@ -45,7 +47,7 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 	}, []string{"verdict"})
 	revocation := f.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "pfoertner_revocation_seconds",
-		Help: "Time until a session was cut or quarantined, by part: verdict (evidence collected to verdict stored), " +
+		Help: "Time until a session was cut or quarantined, by part: verdict (evidence at hand to verdict stored), " +
 			"gate_told, packets_cut (measured by the gateway), cut_confirmed, total.",
 		Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .2, .3, .5, 1, 2, 5, 15, 60},
 	}, []string{"part"})

@@ -49,9 +49,9 @@ type session struct {
 	// ordered: the gateway knows that the session has to end. From then on only
 	// the gateway can say that it lives.
 	ordered bool
-	// The last lowering of its verdict: when the evidence for it was collected,
+	// The last lowering of its verdict: when the evidence for it was at hand,
 	// when it was decided, when the gateway was told. Zero where not known.
-	evidenceAt, loweredAt, toldAt time.Time
+	appraisedAt, loweredAt, toldAt time.Time
 }
 
 // Report takes what happened on a gateway, in order. It returns what has to be
@@ -191,8 +191,8 @@ func (d *Desk) confirmed(g *gate, cut *gatev1.CutConfirmed, now time.Time) audit
 			m.part(partPackets, s.toldAt, s.toldAt.Add(cut.GetPacketsCutAfter().AsDuration()))
 			m.part(partConfirmed, s.toldAt, now)
 		}
-		m.part(partTotal, cmp.Or(s.evidenceAt, s.loweredAt), now)
-		s.evidenceAt, s.loweredAt, s.toldAt = time.Time{}, time.Time{}, time.Time{}
+		m.part(partTotal, cmp.Or(s.appraisedAt, s.loweredAt), now)
+		s.appraisedAt, s.loweredAt, s.toldAt = time.Time{}, time.Time{}, time.Time{}
 	}
 	if known(cut.GetVerdict()) == posturev1.Verdict_VERDICT_DENY {
 		d.over(s)
@@ -214,11 +214,11 @@ func (d *Desk) alarm(g *gate, a *gatev1.GateAlarm, now time.Time) audit.Record {
 }
 
 // decided tells a live session what its identity was decided to.
-func (s *session) decided(st *standing, decision Decision, ttl time.Duration, evidenceAt, now time.Time) {
+func (s *session) decided(st *standing, decision Decision, ttl time.Duration, appraisedAt, now time.Time) {
 	switch {
 	case s.ordered:
 	case st.verdict < s.verdict:
-		s.set(st.verdict, evidenceAt, now)
+		s.set(st.verdict, appraisedAt, now)
 		s.cutPending = st.verdict == posturev1.Verdict_VERDICT_DENY
 		if s.cutPending {
 			s.metrics.kicks.Inc()
@@ -239,12 +239,12 @@ func (s *session) decided(st *standing, decision Decision, ttl time.Duration, ev
 }
 
 // set gives the session a verdict. Zero times: it was not lowered.
-func (s *session) set(v posturev1.Verdict, evidenceAt, loweredAt time.Time) {
+func (s *session) set(v posturev1.Verdict, appraisedAt, loweredAt time.Time) {
 	s.metrics.session(s.verdict, -1)
 	s.metrics.session(v, 1)
 	s.verdict = v
-	s.evidenceAt, s.loweredAt, s.toldAt = evidenceAt, loweredAt, time.Time{}
-	s.metrics.part(partVerdict, evidenceAt, loweredAt)
+	s.appraisedAt, s.loweredAt, s.toldAt = appraisedAt, loweredAt, time.Time{}
+	s.metrics.part(partVerdict, appraisedAt, loweredAt)
 }
 
 // renewNow puts the session into the gateway's next renewal, at once.
