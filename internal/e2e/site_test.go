@@ -83,6 +83,7 @@ type site struct {
 	device                 *e2e.Identity
 	tree                   string
 	collector, gate, agent *e2e.Program
+	office                 *e2e.Echo // answers in the administration
 	// What the notebook tries to reach all the time.
 	administration, administration6, collectorSide, patches, gatewaySide *e2e.Prober
 }
@@ -158,15 +159,16 @@ func (s *site) startTraffic(t testing.TB) {
 	office, patches := e2e.NewNamespace(t, "office"), e2e.NewNamespace(t, "patches")
 	s.behindGateway(t, office, 2)
 	s.behindGateway(t, patches, 4)
-	to := func(in *e2e.Namespace, address string) *e2e.Prober {
-		echo := e2e.StartEcho(t, in, netip.AddrPortFrom(netip.MustParseAddr(address), 7))
-		return e2e.StartProberEvery(t, pace, s.notebook, echo)
+	echo := func(in *e2e.Namespace, address string) *e2e.Echo {
+		return e2e.StartEcho(t, in, netip.AddrPortFrom(netip.MustParseAddr(address), 7))
 	}
-	s.administration = to(office, administration)
-	s.administration6 = to(office, administration6)
-	s.collectorSide = to(s.inside, collectorInside)
-	s.patches = to(patches, patchServer)
-	s.gatewaySide = to(s.gateway, gatewayTunnel)
+	to := func(e *e2e.Echo) *e2e.Prober { return e2e.StartProberEvery(t, pace, s.notebook, e) }
+	s.office = echo(office, administration)
+	s.administration = to(s.office)
+	s.administration6 = to(echo(office, administration6))
+	s.collectorSide = to(echo(s.inside, collectorInside))
+	s.patches = to(echo(patches, patchServer))
+	s.gatewaySide = to(echo(s.gateway, gatewayTunnel))
 }
 
 // path is a file of this test.

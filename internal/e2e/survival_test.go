@@ -5,7 +5,7 @@ package e2e_test
 import (
 	"bytes"
 	"context"
-	"strings"
+	"regexp"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -27,6 +27,7 @@ func TestAcknowledgedReportsSurviveKill(t *testing.T) {
 	s.startCollector(t)
 	s.prepare(t)
 	fleet := s.enrolFleet(t, fleetSize)
+	head := s.isWhole(t, "")
 
 	// In the middle of it.
 	var total atomic.Int64
@@ -42,7 +43,7 @@ func TestAcknowledgedReportsSurviveKill(t *testing.T) {
 	t.Logf("%d of %d reports were acknowledged before the kill", total.Load(), fleetSize*reportsEach)
 
 	s.startCollector(t)
-	s.isWhole(t)
+	head = s.isWhole(t, head)
 	s.holds(t, fleet)
 
 	// All go on where they were.
@@ -53,7 +54,7 @@ func TestAcknowledgedReportsSurviveKill(t *testing.T) {
 		t.Errorf("%d reports were acknowledged, want %d", n, fleetSize*reportsEach)
 	}
 	s.holds(t, fleet)
-	s.isWhole(t)
+	s.isWhole(t, head)
 }
 
 // reportAll lets the whole fleet report at the same time until all is
@@ -73,12 +74,17 @@ func reportAll(ctx context.Context, fleet []*member, acknowledged func()) (ended
 	return ended
 }
 
-// isWhole checks the audit log.
-func (s *site) isWhole(t *testing.T) {
+// isWhole checks the audit log, that it still has the record noted earlier, and
+// returns its newest.
+func (s *site) isWhole(t *testing.T, noted string) (head string) {
 	t.Helper()
-	if said := s.operator(t, "audit", "verify"); !strings.Contains(said, "none changed, none missing") {
-		t.Errorf("audit verify: %s", said)
+	said := s.operator(t, "audit", "verify", "--head", noted)
+	whole := regexp.MustCompile(`(\d+) records, none changed, none missing; newest ([0-9a-f]{64})`).FindStringSubmatch(said)
+	if whole == nil {
+		t.Fatalf("audit verify: %s", said)
 	}
+	t.Logf("%s audit records, whole", whole[1])
+	return whole[2]
 }
 
 func digest(t *testing.T, ev *posturev1.Evidence) []byte {

@@ -1,0 +1,302 @@
+//go:build linux
+
+package e2e_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"pfoertner/internal/e2e"
+)
+
+// scrapeEvery is how often the exporter is asked, as Prometheus does by default.
+const scrapeEvery = time.Minute
+
+// The agent as it is released, enrolled at a real collector, beside Debian's
+// node exporter with all it reads by default, which is scraped once a minute.
+// Both are watched at rest for PFOERTNER_IDLE (10 min). The collector's report
+// interval is a third of that: the agent rests less than with the shipped
+// policy (15 min), so that whole collections are part of what is measured.
+//
+// A cold collection is the first of the process, its files not in the page
+// cache; a warm one is what follows in every interval.
+func BenchmarkAgent(b *testing.B) {
+	idle := 10 * time.Minute
+	if text := os.Getenv("PFOERTNER_IDLE"); text != "" {
+		var err error
+		if idle, err = time.ParseDuration(text); err != nil {
+			b.Fatalf("PFOERTNER_IDLE: %v", err)
+		}
+	}
+	if _, err := exec.LookPath("prometheus-node-exporter"); err != nil {
+		b.Skipf("SKIPPED: the peer of this benchmark is missing: %v", err)
+	}
+	for b.Loop() {
+		h := newBench(b, idle)
+		exporter := h.startExporter(b)
+		agent := h.startAgent(b)
+		began := [2]usage{usageOf(b, agent.PID()), usageOf(b, exporter.PID())}
+		h.scrapeFor(b, idle)
+		rest := [2]usage{usageOf(b, agent.PID()), usageOf(b, exporter.PID())}
+		cold, warm := collections(b, agent)
+
+		b.ReportMetric(0, "ns/op") // it takes as long as it is told to
+		b.ReportMetric(milliseconds(cold), "cold-ms")
+		b.ReportMetric(milliseconds(quantile(warm, 0.5)), "warm-ms")
+		b.ReportMetric(float64(len(warm)), "warm-collections")
+		b.ReportMetric(began[0].cpu.Seconds(), "agent-start-cpu-s")
+		for i, name := range []string{"agent", "exporter"} {
+			b.ReportMetric(megabytes(rest[i].peak), name+"-peak-MB")
+			b.ReportMetric(megabytes(rest[i].resident), name+"-resident-MB")
+			b.ReportMetric((rest[i].cpu - began[i].cpu).Seconds(), name+"-idle-cpu-s")
+		}
+		b.ReportMetric(100*(rest[0].cpu-began[0].cpu).Seconds()/idle.Seconds(), "agent-%-of-a-core")
+		b.ReportMetric(float64(rest[0].peak)/float64(rest[1].peak), "peak-ratio")
+		b.ReportMetric(float64(rest[0].cpu-began[0].cpu)/float64(max(rest[1].cpu-began[1].cpu, tick)), "cpu-ratio")
+	}
+}
+
+// bench is a collector on loopback that waits for this machine's agent.
+type bench struct {
+	dir                                 string
+	agents, operators, health, exporter string // addresses
+}
+
+func (h *bench) path(parts ...string) string {
+	return filepath.Join(append([]string{h.dir}, parts...)...)
+}
+
+func (h *bench) write(b *testing.B, name, text string) string {
+	b.Helper()
+	if err := os.WriteFile(h.path(name), []byte(text), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	return h.path(name)
+}
+
+// command is one of the released programs.
+func (h *bench) command(program string, args ...string) *exec.Cmd {
+	return exec.Command(h.path("bin", program), args...)
+}
+
+func (h *bench) run(b *testing.B, program string, args ...string) string {
+	b.Helper()
+	out, err := h.command(program, args...).Output()
+	if err != nil {
+		var exit *exec.ExitError
+		errors.As(err, &exit)
+		b.Fatalf("%s %v: %v\n%s%s", program, args, err, out, exit.Stderr)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func (h *bench) operator(b *testing.B, args ...string) string {
+	b.Helper()
+	return h.run(b, "pfoertner-collector", append([]string{"--collector", h.operators, "--operator", h.path("operator")}, args...)...)
+}
+
+// newBench builds the programs as they are released and starts the collector.
+func newBench(b *testing.B, idle time.Duration) *bench {
+	b.Helper()
+	h := &bench{dir: b.TempDir(), agents: free(b), operators: free(b), health: free(b), exporter: free(b)}
+	for program, pkg := range map[string]string{"pfoertner-agent": "pfoertner/agent", "pfoertner-collector": "pfoertner/collector"} {
+		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", "grpcnotrace", "-o", h.path("bin", program), pkg)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			b.Fatalf("building %s: %v\n%s", program, err, out)
+		}
+	}
+	config := h.write(b, "collector.yaml", fmt.Sprintf("state: %q\nlisten: {agents: %q, gates: %q, operators: %q, health: %q}\n",
+		h.path("collector"), h.agents, free(b), h.operators, h.health))
+	h.run(b, "pfoertner-collector", "init", "--config", config, "--operator-out", h.path("operator"))
+	collector := e2e.Start(b, "collector", h.command("pfoertner-collector", "serve", "--config", config))
+	if !e2e.Eventually(b, soon, func() bool {
+		answer, err := http.Get("http://" + h.health + "/readyz")
+		if err != nil {
+			return collector.Ended()
+		}
+		answer.Body.Close()
+		return answer.StatusCode == http.StatusOK
+	}) || collector.Ended() {
+		b.Fatalf("the collector is not ready:\n%s", collector.Output())
+	}
+	// Agents report in every third of the age that evidence may have.
+	shipped := h.operator(b, "policy", "show")
+	policy := strings.Replace(shipped, "max_age: 45m", fmt.Sprintf("max_age: %ds", int(max(idle, time.Minute).Seconds())), 1)
+	if policy == shipped {
+		b.Fatalf("the shipped policy has another freshness:\n%s", shipped)
+	}
+	h.operator(b, "policy", "apply", h.write(b, "policy.yaml", policy))
+	h.operator(b, "inventory", "import", h.write(b, "inventory.csv", "asset_number;unit;key_protection\n"+asset+";inneres/it;software\n"))
+	h.write(b, "token", h.operator(b, "token", asset))
+	return h
+}
+
+// free is a loopback address that nobody listens on at this moment.
+func free(b *testing.B) string {
+	b.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// startAgent starts the agent on files that have to come from the disk, and
+// waits until its first report is stored.
+func (h *bench) startAgent(b *testing.B) *e2e.Program {
+	b.Helper()
+	evict(b, "/var/lib/dpkg/status", "/var/lib/apt/lists/*")
+	agent := e2e.Start(b, "agent", h.command("pfoertner-agent", "run", "--log-level", "debug",
+		"--collector", h.agents, "--ca-file", h.path("operator", "server-ca.crt"), "--token-file", h.path("token"),
+		"--state-dir", h.path("agent"), "--status-file", h.path("agent", "status.json")))
+	says(b, agent, everySection)
+	if !e2e.Eventually(b, soon, func() bool { return strings.Contains(h.operator(b, "devices", asset, "--json"), `"evidence"`) }) {
+		b.Fatalf("no evidence arrived:\n%s", agent.Output())
+	}
+	return agent
+}
+
+// evict drops files from the page cache: posix_fadvise(2).
+func evict(b *testing.B, patterns ...string) {
+	b.Helper()
+	for _, pattern := range patterns {
+		names, err := filepath.Glob(pattern)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, name := range names {
+			f, err := os.Open(name)
+			if err != nil {
+				continue // not for this user, nor for the agent
+			}
+			err = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+			f.Close()
+			if err != nil {
+				b.Fatalf("dropping %s from the page cache: %v", name, err)
+			}
+		}
+	}
+}
+
+func (h *bench) startExporter(b *testing.B) *e2e.Program {
+	b.Helper()
+	exporter := e2e.Start(b, "exporter", exec.Command("prometheus-node-exporter", "--web.listen-address="+h.exporter))
+	if !e2e.Eventually(b, soon, func() bool { return h.scrape(b.Context()) == nil }) {
+		b.Fatalf("the exporter does not answer:\n%s", exporter.Output())
+	}
+	return exporter
+}
+
+func (h *bench) scrape(ctx context.Context) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+h.exporter+"/metrics", nil)
+	if err != nil {
+		return err
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	_, err = io.Copy(io.Discard, answer.Body)
+	return err
+}
+
+// scrapeFor lets both rest, but for the scrapes.
+func (h *bench) scrapeFor(b *testing.B, idle time.Duration) {
+	b.Helper()
+	over := time.After(idle)
+	next := time.NewTicker(scrapeEvery)
+	defer next.Stop()
+	for {
+		if err := h.scrape(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		select {
+		case <-over:
+			return
+		case <-next.C:
+		}
+	}
+}
+
+// everySection begins the agent's line about a whole collection.
+const everySection = `msg="every section was read"`
+
+// collections are the times that the agent's collections took.
+func collections(b *testing.B, agent *e2e.Program) (cold time.Duration, warm []time.Duration) {
+	b.Helper()
+	var all []time.Duration
+	for _, m := range regexp.MustCompile(everySection+`.* took=(\S+)`).FindAllStringSubmatch(agent.Output(), -1) {
+		took, err := time.ParseDuration(m[1])
+		if err != nil {
+			b.Fatal(err)
+		}
+		all = append(all, took)
+	}
+	if len(all) < 2 {
+		b.Fatalf("%d collections in the time given: PFOERTNER_IDLE is too short\n%s", len(all), agent.Output())
+	}
+	return all[0], all[1:]
+}
+
+func megabytes(bytes int64) float64 { return float64(bytes) / (1 << 20) }
+
+// tick is the unit of CPU time in /proc: USER_HZ is 100 on every architecture
+// that we build for.
+const tick = 10 * time.Millisecond
+
+// usage is what a process has used since it started.
+type usage struct {
+	peak, resident int64 // bytes
+	cpu            time.Duration
+}
+
+// usageOf reads VmHWM and VmRSS (proc_pid_status(5)) and utime and stime
+// (proc_pid_stat(5)).
+func usageOf(b *testing.B, pid int) usage {
+	b.Helper()
+	read := func(name string) string {
+		text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), name))
+		if err != nil {
+			b.Fatal(err)
+		}
+		return string(text)
+	}
+	number := func(text string) int64 {
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return n
+	}
+	status, stat := read("status"), read("stat")
+	size := func(key string) int64 {
+		m := regexp.MustCompile(key + `:\s+(\d+) kB`).FindStringSubmatch(status)
+		if m == nil {
+			b.Fatalf("no %s in the status of process %d", key, pid)
+		}
+		return number(m[1]) << 10
+	}
+	// The second field is the program's name in brackets; utime is field 14.
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	return usage{
+		peak: size("VmHWM"), resident: size("VmRSS"),
+		cpu: time.Duration(number(fields[14-3])+number(fields[15-3])) * tick,
+	}
+}
