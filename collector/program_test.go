@@ -228,16 +228,34 @@ func (b *notebook) connect(t testing.TB) *reporter {
 	return &reporter{stream: stream, nonce: answer.GetWelcome().GetNonce()}
 }
 
-// report sends full evidence and waits for the acknowledgement.
-func (r *reporter) report(ev *posturev1.Evidence) error {
+// prepared is full evidence with its digest.
+type prepared struct {
+	evidence *posturev1.Evidence
+	digest   []byte
+}
+
+func prepare(t testing.TB, ev *posturev1.Evidence) prepared {
+	t.Helper()
 	digest, err := posture.Digest(ev)
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
+	return prepared{ev, digest}
+}
+
+// report sends full evidence and waits for the acknowledgement.
+func (r *reporter) report(t testing.TB, ev *posturev1.Evidence) {
+	t.Helper()
+	if err := r.send(prepare(t, ev)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (r *reporter) send(p prepared) error {
 	r.sequence++
-	err = r.stream.Send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Report{Report: &agentv1.Report{
-		Sequence: r.sequence, Nonce: r.nonce, CollectedAgo: durationpb.New(0), Digest: digest,
-		Body: &agentv1.Report_Full{Full: ev},
+	err := r.stream.Send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Report{Report: &agentv1.Report{
+		Sequence: r.sequence, Nonce: r.nonce, CollectedAgo: durationpb.New(0), Digest: p.digest,
+		Body: &agentv1.Report_Full{Full: p.evidence},
 	}}})
 	if err != nil {
 		return err
@@ -355,9 +373,7 @@ func TestNotebookInGoodOrderIsAdmittedAndAStrangerIsNot(t *testing.T) {
 	if v, _ := admit(t, gate, book.vpn); v == posturev1.Verdict_VERDICT_ADMIT {
 		t.Fatal("admitted before anything was reported")
 	}
-	if err := book.connect(t).report(compliant(time.Now())); err != nil {
-		t.Fatal(err)
-	}
+	book.connect(t).report(t, compliant(time.Now()))
 	if v, a := admit(t, gate, book.vpn); v != posturev1.Verdict_VERDICT_ADMIT {
 		t.Errorf("got %s: %s", v, a.GetMessage())
 	}
@@ -369,9 +385,7 @@ func TestNotebookInGoodOrderIsAdmittedAndAStrangerIsNot(t *testing.T) {
 func TestRefusalCodeLeadsToTheRuleThatFailed(t *testing.T) {
 	h := newHouse(t)
 	book := h.enrol(t, 1)[0]
-	if err := book.connect(t).report(unencrypted(time.Now())); err != nil {
-		t.Fatal(err)
-	}
+	book.connect(t).report(t, unencrypted(time.Now()))
 	v, answer := admit(t, h.gate(t, "vpn1"), book.vpn)
 	if v != posturev1.Verdict_VERDICT_DENY {
 		t.Fatalf("an unencrypted notebook got %s", v)
@@ -393,9 +407,7 @@ func TestRestartedCollectorDecidesAsBefore(t *testing.T) {
 	h := newHouse(t)
 	books := h.enrol(t, 2)
 	for i, ev := range []*posturev1.Evidence{compliant(time.Now()), unencrypted(time.Now())} {
-		if err := books[i].connect(t).report(ev); err != nil {
-			t.Fatal(err)
-		}
+		books[i].connect(t).report(t, ev)
 	}
 	h.stop()
 	h.start(t)
@@ -412,9 +424,7 @@ func TestSuspendedDeviceIsDeniedAndItsStreamEnds(t *testing.T) {
 	h := newHouse(t)
 	book := h.enrol(t, 1)[0]
 	stream := book.connect(t)
-	if err := stream.report(compliant(time.Now())); err != nil {
-		t.Fatal(err)
-	}
+	stream.report(t, compliant(time.Now()))
 	inventory := fleetv1.NewInventoryServiceClient(h.operator(t))
 	_, err := inventory.SetState(t.Context(), &fleetv1.SetStateRequest{
 		Device: book.asset, State: fleetv1.AssetState_ASSET_STATE_SUSPENDED, Reason: "lost on a train",
