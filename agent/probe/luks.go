@@ -41,9 +41,12 @@ type luksHeader struct {
 	keyInClear bool
 }
 
-var luksMagic = []byte("LUKS\xba\xbe")
+var (
+	luksMagic       = []byte("LUKS\xba\xbe")
+	luksSecondMagic = []byte("SKUL\xba\xbe") // of LUKS2's second copy
+)
 
-// parseLUKS reads the primary header at the beginning of a device: LUKS1
+// parseLUKS reads the header at the beginning of a device: LUKS1
 // (on-disk format specification 1.2.3, 3.1) or LUKS2 (1.1.1, 2). It returns
 // errNoLUKS when the magic is missing.
 func parseLUKS(r io.Reader) (*luksHeader, error) {
@@ -101,8 +104,9 @@ const (
 	luks2MaxSize    = 4 << 20
 )
 
-// readLUKS2 reads the rest of the header, of which head is the beginning, and
-// checks its checksum: a header that is half written says nothing.
+// readLUKS2 reads the rest of the header, of which head is the beginning. A
+// header that is half written says nothing; then its second copy, which is
+// written only after the first, is read.
 func readLUKS2(head []byte, r io.Reader) (*luksHeader, error) {
 	size := binary.BigEndian.Uint64(head[8:])
 	if size < luks2MinSize || size > luks2MaxSize {
@@ -113,6 +117,20 @@ func readLUKS2(head []byte, r io.Reader) (*luksHeader, error) {
 	if _, err := io.ReadFull(r, whole[len(head):]); err != nil {
 		return nil, fmt.Errorf("LUKS2 header is cut off: %w", err)
 	}
+	h, err := parseLUKS2(whole)
+	if errors.Is(err, errLUKS2Checksum) {
+		if _, cut := io.ReadFull(r, whole); cut != nil || !bytes.HasPrefix(whole, luksSecondMagic) {
+			return nil, err
+		}
+		return parseLUKS2(whole)
+	}
+	return h, err
+}
+
+var errLUKS2Checksum = errors.New("the LUKS2 header's checksum does not match")
+
+// parseLUKS2 reads one whole copy and changes it while it checks its checksum.
+func parseLUKS2(whole []byte) (*luksHeader, error) {
 	if algorithm := cString(whole[72:104]); algorithm != "sha256" {
 		return nil, errors.New("the LUKS2 header's checksum is of an unknown kind")
 	}
@@ -120,7 +138,7 @@ func readLUKS2(head []byte, r io.Reader) (*luksHeader, error) {
 	want := bytes.Clone(stored[:sha256.Size])
 	clear(stored)
 	if sum := sha256.Sum256(whole); !bytes.Equal(sum[:], want) {
-		return nil, errors.New("the LUKS2 header's checksum does not match")
+		return nil, errLUKS2Checksum
 	}
 	area := whole[luks2BinarySize:]
 	end := bytes.IndexByte(area, 0)

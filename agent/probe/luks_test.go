@@ -22,6 +22,9 @@ func TestLUKSHeadersOfCryptsetup(t *testing.T) {
 			keyslots: 2, kdfs: []string{"argon2id", "pbkdf2"}, tokenTypes: []string{"clevis"}}},
 		{"luks2-reencrypting.img", luksHeader{version: 2, uuid: luks2UUID, cipher: "aes-xts-plain64", keyBits: 512,
 			keyslots: 3, kdfs: []string{"argon2id", "argon2id", "pbkdf2"}, requirements: []string{"online-reencrypt-v2"}}},
+		// Its second copy is whole.
+		{"luks2-half-written.img", luksHeader{version: 2, uuid: luks2UUID, cipher: "aes-xts-plain64", keyBits: 512,
+			keyslots: 2, kdfs: []string{"pbkdf2", "pbkdf2"}, requirements: []string{"online-reencrypt-v2"}}},
 	}
 	for _, test := range tests {
 		t.Run(test.file, func(t *testing.T) {
@@ -78,6 +81,8 @@ func TestLUKSHeadersThatCannotBeBelieved(t *testing.T) {
 	huge[8] = 1
 	sha512 := bytes.Clone(luks2)
 	copy(sha512[72:], "sha512\x00")
+	damagedTwice := capture(t, "luks2-half-written.img")
+	damagedTwice[len(damagedTwice)/2+5000]++
 	future := bytes.Clone(luks1)
 	future[7] = 3
 	strange := bytes.Clone(luks1)
@@ -92,6 +97,8 @@ func TestLUKSHeadersThatCannotBeBelieved(t *testing.T) {
 		{"less than a header", []byte("LUKS\xba\xbe\x00\x02"), "LUKS header is cut off: unexpected EOF"},
 		{"LUKS2 cut off", luks2[:8000], "LUKS2 header is cut off: unexpected EOF"},
 		{"a flipped bit", damaged, "the LUKS2 header's checksum does not match"},
+		{"a flipped bit in the second copy too", damagedTwice, "the LUKS2 header's checksum does not match"},
+		{"another header where the second copy should be", append(bytes.Clone(damaged), luks2...), "the LUKS2 header's checksum does not match"},
 		{"a size out of range", huge, "the LUKS2 header's size is out of range"},
 		{"another checksum", sha512, "the LUKS2 header's checksum is of an unknown kind"},
 		{"another version", future, "unknown LUKS version 3"},
