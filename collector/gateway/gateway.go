@@ -23,7 +23,6 @@ import (
 	"pfoertner/collector/admission"
 	"pfoertner/collector/audit"
 	"pfoertner/internal/lease"
-	"pfoertner/internal/posture"
 	gatev1 "pfoertner/proto/pfoertner/gate/v1"
 )
 
@@ -78,7 +77,7 @@ func New(o Options) *Service {
 // configuration: limits, and a dead gateway noticed within three heartbeats.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.MaxRecvMsgSize(posture.MaxMessageBytes),
+		grpc.MaxRecvMsgSize(maxReportBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time:    admission.DefaultHeartbeat,
 			Timeout: 2 * admission.DefaultHeartbeat,

@@ -76,6 +76,10 @@ type link struct {
 	at     lease.Position
 }
 
+// maxMessage is the largest message in either direction, in bytes: room for
+// 65,536 sessions.
+const maxMessage = 32 << 20
+
 func dial(o Options, address string, changed func()) (*link, error) {
 	conn, err := grpc.NewClient(address,
 		grpc.WithTransportCredentials(credentials.NewTLS(mtls.ClientConfig(o.TLS))),
@@ -83,7 +87,9 @@ func dial(o Options, address string, changed func()) (*link, error) {
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: firstPause, Multiplier: 1.6, Jitter: 0.5, MaxDelay: lastPause},
 			MinConnectTimeout: greetWithin,
-		}))
+		}),
+		// All leases of a large gateway are renewed in one message.
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)))
 	if err != nil {
 		return nil, fmt.Errorf("collector %s: %w", address, err)
 	}
