@@ -3,7 +3,6 @@ package enrolment
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,8 +11,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"pfoertner/internal/attest"
-	"pfoertner/internal/mtls"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
 
@@ -34,62 +31,52 @@ func (c credential) fits(spki []byte) bool {
 
 // Accepts returns nil if the device is known and active, and spki is its
 // current key; otherwise an error that wraps ErrNotAccepted and says why. The
-// key before a renewal is accepted until the new one is used for the first
-// time, but not longer than its certificate lives.
+// key before a renewal is accepted until Settle, but not longer than its
+// certificate lives. It changes nothing and waits for nothing: handshakes ask
+// it.
 func (r *Registry) Accepts(deviceID string, spki []byte) error {
-	settled, err := r.accepts(deviceID, spki)
-	if err != nil || settled {
-		return err
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	e := r.byID[deviceID]
+	if e == nil {
+		return fmt.Errorf("unknown device: %w", ErrNotAccepted)
+	}
+	if state := e.device.GetAsset().GetState(); state != fleetv1.AssetState_ASSET_STATE_ACTIVE {
+		return fmt.Errorf("asset is %s: %w", stateName(state), ErrNotAccepted)
+	}
+	if e.current.fits(spki) || e.previous.fits(spki) && r.now().Before(e.previous.notAfter) {
+		return nil
+	}
+	return fmt.Errorf("key is not the current key of the device: %w", ErrNotAccepted)
+}
+
+// Settle notes that a device uses the key spki. With the first use of a new key
+// the one before it ends for good, also for a collector that restarts: it
+// returns after the commit. It does nothing when there is nothing to end.
+func (r *Registry) Settle(ctx context.Context, deviceID string, spki []byte) error {
+	r.mu.RLock()
+	e := r.byID[deviceID]
+	due := e != nil && e.current.fits(spki) && e.previous.spki != nil
+	r.mu.RUnlock()
+	if !due {
+		return nil
+	}
+	e.renewing.Lock()
+	defer e.renewing.Unlock()
+	if err := r.store.SettleCredential(ctx, deviceID, spki); err != nil {
+		return fmt.Errorf("settling the key of %s: %w", deviceID, err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if e := r.byID[deviceID]; e != nil && e.current.fits(spki) {
+	if e.current.fits(spki) {
 		e.previous = credential{}
 	}
 	return nil
 }
 
-// accepts is Accepts; settled is false when spki is a new key used for the
-// first time.
-func (r *Registry) accepts(deviceID string, spki []byte) (settled bool, err error) {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	e := r.byID[deviceID]
-	if e == nil {
-		return false, fmt.Errorf("unknown device: %w", ErrNotAccepted)
-	}
-	if state := e.device.GetAsset().GetState(); state != fleetv1.AssetState_ASSET_STATE_ACTIVE {
-		return false, fmt.Errorf("asset is %s: %w", stateName(state), ErrNotAccepted)
-	}
-	switch {
-	case e.current.fits(spki):
-		return e.previous.spki == nil, nil
-	case e.previous.fits(spki) && r.now().Before(e.previous.notAfter):
-		return true, nil
-	}
-	return false, fmt.Errorf("key is not the current key of the device: %w", ErrNotAccepted)
-}
-
-// AcceptsCertificate is Accepts for a device's certificate that TLS has
-// verified. It fits mtls.ServerOptions.Check.
-func (r *Registry) AcceptsCertificate(cert *x509.Certificate) error {
-	role, id, err := mtls.Identity(cert)
-	if err != nil {
-		return err
-	}
-	if role != mtls.RoleDevice {
-		return fmt.Errorf("certificate is of role %s: %w", role, ErrNotAccepted)
-	}
-	spki, err := attest.SPKI(cert.PublicKey)
-	if err != nil {
-		return err
-	}
-	return r.Accepts(id, spki)
-}
-
 // Renew replaces the current key of a device by the one of a certificate that
 // was just issued to it. from is the key that asked: it must be accepted
-// still.
+// still, and stays so until Settle, because the answer may be lost.
 func (r *Registry) Renew(ctx context.Context, deviceID string, from, spki []byte, serial string, notAfter time.Time) error {
 	r.mu.RLock()
 	e := r.byID[deviceID]
@@ -104,7 +91,7 @@ func (r *Registry) Renew(ctx context.Context, deviceID string, from, spki []byte
 	}
 	d, _ := r.Device(deviceID)
 	record := r.record("device.renewed", deviceID, d, map[string]string{"certificate_serial": serial})
-	if err := r.store.SaveCredential(ctx, deviceID, spki, serial, notAfter, record); err != nil {
+	if err := r.store.RenewCredential(ctx, deviceID, from, spki, serial, notAfter, record); err != nil {
 		return fmt.Errorf("renewing %s: %w", deviceID, err)
 	}
 	r.publishCredential(e, credential{spki, serial, notAfter}, from)

@@ -30,7 +30,13 @@ type Store interface {
 	EachDevice(ctx context.Context, fn func(*fleetv1.Device) error) error
 	SaveDevices(ctx context.Context, devices []*fleetv1.Device, records ...audit.Record) error
 	EachCredential(ctx context.Context, fn func(deviceID string, spkiSHA256 []byte, serial string, notAfter time.Time) error) error
+	EachPreviousCredential(ctx context.Context, fn func(deviceID string, spkiSHA256 []byte, serial string, notAfter time.Time) error) error
+	// SaveCredential leaves no previous key.
 	SaveCredential(ctx context.Context, deviceID string, spkiSHA256 []byte, serial string, notAfter time.Time, records ...audit.Record) error
+	// RenewCredential keeps the key from as the previous one until
+	// SettleCredential.
+	RenewCredential(ctx context.Context, deviceID string, from, spkiSHA256 []byte, serial string, notAfter time.Time, records ...audit.Record) error
+	SettleCredential(ctx context.Context, deviceID string, spkiSHA256 []byte) error
 	SaveToken(ctx context.Context, hash []byte, assetNumber string, expires time.Time, records ...audit.Record) error
 	UseToken(ctx context.Context, hash []byte, now time.Time) (assetNumber string, err error)
 	AppendAudit(ctx context.Context, records ...audit.Record) error
@@ -61,8 +67,8 @@ type entry struct {
 	// renewing lets one credential at a time be stored and published.
 	renewing sync.Mutex
 	current  credential
-	// previous is the key before a renewal, until the new one has been used:
-	// a notebook that fell asleep before the answer arrived comes back with it.
+	// previous is the key before a renewal, until the new one has been used: a
+	// notebook that never got the answer comes back with it.
 	previous credential
 }
 
@@ -91,19 +97,34 @@ func NewRegistry(ctx context.Context, store Store, options ...Option) (*Registry
 	if err != nil {
 		return nil, fmt.Errorf("loading inventory: %w", err)
 	}
-	err = store.EachCredential(ctx, func(id string, spki []byte, serial string, notAfter time.Time) error {
+	if err := r.loadCredentials(ctx); err != nil {
+		return nil, fmt.Errorf("loading keys of devices: %w", err)
+	}
+	return r, nil
+}
+
+// loadCredentials runs before the Registry is in use.
+func (r *Registry) loadCredentials(ctx context.Context) error {
+	err := r.store.EachCredential(ctx, func(id string, spki []byte, serial string, notAfter time.Time) error {
 		e := r.byID[id]
 		if e == nil {
-			return fmt.Errorf("credential of unknown device %s: %w", id, fs.ErrNotExist)
+			return fmt.Errorf("key of unknown device %s: %w", id, fs.ErrNotExist)
 		}
 		e.current = credential{spki, serial, notAfter}
 		r.put(e.device)
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("loading inventory: %w", err)
+		return err
 	}
-	return r, nil
+	return r.store.EachPreviousCredential(ctx, func(id string, spki []byte, serial string, notAfter time.Time) error {
+		e := r.byID[id]
+		if e == nil {
+			return fmt.Errorf("key of unknown device %s: %w", id, fs.ErrNotExist)
+		}
+		e.previous = credential{spki, serial, notAfter}
+		return nil
+	})
 }
 
 // Device returns the device with an id.

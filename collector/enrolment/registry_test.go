@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"pfoertner/collector/authority"
+	"pfoertner/collector/store"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
 
@@ -187,6 +188,18 @@ func TestOnlyTheCurrentKeyOfAnActiveDeviceIsAccepted(t *testing.T) {
 	}
 }
 
+// keysAre compares which of the three keys a device may use now.
+func keysAre(t *testing.T, r *Registry, id, what string, want ...[]byte) {
+	t.Helper()
+	for _, key := range [][]byte{oldKey, newKey, thirdKey} {
+		err := r.Accepts(id, key)
+		wanted := slices.ContainsFunc(want, func(k []byte) bool { return bytes.Equal(k, key) })
+		if (err == nil) != wanted || err != nil && !errors.Is(err, ErrNotAccepted) {
+			t.Errorf("%s: key %d: %v", what, key[0], err)
+		}
+	}
+}
+
 func TestRenewalTakesOverWithTheNewKeysFirstUse(t *testing.T) {
 	h := newHouse(t)
 	h.stock(t, "NB-1;;;;;;;\n")
@@ -199,29 +212,93 @@ func TestRenewalTakesOverWithTheNewKeysFirstUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The answer may be lost: until the new key is used the old one comes in.
-	if err := h.Accepts(id, oldKey); err != nil {
-		t.Errorf("old key before the new one is used: %v", err)
+	keysAre(t, h.Registry, id, "renewed", oldKey, newKey)
+	if err := h.Settle(t.Context(), id, oldKey); err != nil {
+		t.Fatal(err)
 	}
-	if err := h.Accepts(id, newKey); err != nil {
-		t.Errorf("new key: %v", err)
+	keysAre(t, h.Registry, id, "the old key is used", oldKey, newKey)
+	if err := h.Settle(t.Context(), id, newKey); err != nil {
+		t.Fatal(err)
 	}
-	if err := h.Accepts(id, oldKey); !errors.Is(err, ErrNotAccepted) {
-		t.Errorf("old key after the new one was used: %v", err)
-	}
-	if got := h.device(t, id).GetCertificateExpiresAt().AsTime(); !got.Equal(end) {
-		t.Errorf("certificate expires %v, want %v", got, end)
-	}
-	restarted := h.reload(t)
-	if restarted.Accepts(id, oldKey) == nil || restarted.Accepts(id, newKey) != nil {
-		t.Error("after a restart the keys are others")
-	}
-	d, _ := restarted.Device(id)
-	if got := d.GetCertificateExpiresAt().AsTime(); !got.Equal(end) {
-		t.Errorf("after a restart the certificate expires %v, want %v", got, end)
+	keysAre(t, h.Registry, id, "the new key is used", newKey)
+	for _, r := range []*Registry{h.Registry, h.reload(t)} {
+		d, _ := r.Device(id)
+		if got := d.GetCertificateExpiresAt().AsTime(); !got.Equal(end) {
+			t.Errorf("certificate expires %v, want %v", got, end)
+		}
 	}
 	if r := h.lastAudit(t, "device.renewed"); r.DeviceID != id || r.Details["certificate_serial"] != "02" {
 		t.Errorf("audit: %+v", r)
 	}
+}
+
+// The collector may be killed at any moment of a renewal: what it knows after
+// the restart is what it knew before.
+func TestRenewalSurvivesARestartAtAnyMoment(t *testing.T) {
+	h := newHouse(t)
+	h.stock(t, "NB-1;;;;;;;\n")
+	id := h.give(t, "NB-1")
+	for _, moment := range []struct {
+		name string
+		do   func(r *Registry) error
+		want [][]byte
+	}{
+		{"renewed", func(r *Registry) error {
+			return r.Renew(t.Context(), id, oldKey, newKey, "02", h.clock.Now().Add(96*time.Hour))
+		}, [][]byte{oldKey, newKey}},
+		{"the answer was lost, renewed again", func(r *Registry) error {
+			return r.Renew(t.Context(), id, oldKey, thirdKey, "03", h.clock.Now().Add(96*time.Hour))
+		}, [][]byte{oldKey, thirdKey}},
+		{"the new key is used", func(r *Registry) error {
+			return r.Settle(t.Context(), id, thirdKey)
+		}, [][]byte{thirdKey}},
+		{"renewed once more", func(r *Registry) error {
+			return r.Renew(t.Context(), id, thirdKey, newKey, "04", h.clock.Now().Add(96*time.Hour))
+		}, [][]byte{thirdKey, newKey}},
+		{"enrolled anew", func(r *Registry) error {
+			cert := &authority.Certificate{Serial: "05", NotAfter: h.clock.Now().Add(72 * time.Hour)}
+			return r.enrol(t.Context(), "NB-1", id, oldKey, cert, nil)
+		}, [][]byte{oldKey}},
+	} {
+		r := h.reload(t)
+		if err := moment.do(r); err != nil {
+			t.Fatalf("%s: %v", moment.name, err)
+		}
+		keysAre(t, r, id, moment.name, moment.want...)
+		keysAre(t, h.reload(t), id, moment.name+", restarted", moment.want...)
+	}
+}
+
+func TestPreviousKeyEndsWithItsCertificateAlsoAfterARestart(t *testing.T) {
+	h := newHouse(t)
+	h.stock(t, "NB-1;;;;;;;\n")
+	id := h.give(t, "NB-1")
+	if err := h.Renew(t.Context(), id, oldKey, newKey, "02", h.clock.Now().Add(96*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	h.clock.turn(72*time.Hour - 1)
+	keysAre(t, h.reload(t), id, "at its last moment", oldKey, newKey)
+	h.clock.turn(1)
+	keysAre(t, h.reload(t), id, "after it", newKey)
+	keysAre(t, h.Registry, id, "after it, without a restart", newKey)
+}
+
+// A first use that could not be stored is none: after a restart the old key
+// would be back, so it is not said to be gone.
+func TestFirstUseThatIsNotStoredIsAnError(t *testing.T) {
+	h := newHouse(t)
+	h.stock(t, "NB-1;;;;;;;\n")
+	id := h.give(t, "NB-1")
+	if err := h.Renew(t.Context(), id, oldKey, newKey, "02", h.clock.Now().Add(96*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Settle(t.Context(), id, newKey); !errors.Is(err, store.ErrClosed) {
+		t.Errorf("got %v", err)
+	}
+	keysAre(t, h.Registry, id, "not stored", oldKey, newKey)
 }
 
 func TestLostRenewalIsRepeatedByTheOldKey(t *testing.T) {

@@ -48,7 +48,8 @@ func newOffice(t testing.TB, limits Limits) *office {
 		t.Fatal(err)
 	}
 	config := mtls.ServerConfig(mtls.ServerOptions{
-		Certificate: a.ServerCertificate, Clients: a.Devices(), Role: mtls.RoleDevice, Optional: true, Check: h.AcceptsCertificate,
+		Certificate: a.ServerCertificate, Clients: a.Devices(), Role: mtls.RoleDevice, Optional: true,
+		Check: func(c *x509.Certificate) error { return acceptsCertificate(h.Registry, c) },
 	})
 	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(config)), grpc.MaxRecvMsgSize(posture.MaxMessageBytes))
 	agentv1.RegisterEnrolmentServiceServer(server, NewServer(ServerOptions{Registry: h.Registry, Issuer: a, Limits: limits, Now: h.clock.Now}))
@@ -59,6 +60,19 @@ func newOffice(t testing.TB, limits Limits) *office {
 	go server.Serve(l)
 	t.Cleanup(server.Stop)
 	return &office{h, a, l.Addr().String()}
+}
+
+// acceptsCertificate asks as the agents' listener does.
+func acceptsCertificate(r *Registry, cert *x509.Certificate) error {
+	_, id, err := mtls.Identity(cert)
+	if err != nil {
+		return err
+	}
+	spki, err := attest.SPKI(cert.PublicKey)
+	if err != nil {
+		return err
+	}
+	return r.Accepts(id, spki)
 }
 
 func (o *office) token(t testing.TB, asset string) string {
@@ -192,7 +206,7 @@ func TestExpectedNotebookBecomesADevice(t *testing.T) {
 			!d.GetEnrolledAt().AsTime().Equal(o.clock.Now()) || !d.GetCertificateExpiresAt().AsTime().Equal(cert.NotAfter) {
 			t.Errorf("device %v", d)
 		}
-		if err := r.AcceptsCertificate(cert); err != nil {
+		if err := acceptsCertificate(r, cert); err != nil {
 			t.Errorf("its certificate: %v", err)
 		}
 	}
@@ -222,7 +236,7 @@ func TestNewTokenReplacesTheCredentialOfADevice(t *testing.T) {
 	if first.GetDeviceId() != second.GetDeviceId() {
 		t.Errorf("ids %s and %s", first.GetDeviceId(), second.GetDeviceId())
 	}
-	if o.AcceptsCertificate(firstCert) == nil || o.AcceptsCertificate(secondCert) != nil {
+	if acceptsCertificate(o.Registry, firstCert) == nil || acceptsCertificate(o.Registry, secondCert) != nil {
 		t.Error("the wrong one of two certificates is accepted")
 	}
 }

@@ -42,8 +42,10 @@ type door struct {
 	mu          sync.Mutex
 	state       map[string]fleetv1.AssetState
 	key         map[string][]byte
+	previous    map[string][]byte
 	subscribers []func(*fleetv1.Device)
 	renewErr    error
+	settleErr   error
 }
 
 var errShut = errors.New("asset is suspended")
@@ -54,7 +56,7 @@ func (d *door) Accepts(id string, spki []byte) error {
 	if d.state[id] != fleetv1.AssetState_ASSET_STATE_ACTIVE {
 		return errShut
 	}
-	if len(spki) == 0 || !bytes.Equal(d.key[id], spki) {
+	if len(spki) == 0 || !bytes.Equal(d.key[id], spki) && !bytes.Equal(d.previous[id], spki) {
 		return errors.New("key is not the current key of the device")
 	}
 	return nil
@@ -74,9 +76,21 @@ func (d *door) Renew(_ context.Context, id string, from, spki []byte, _ string, 
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.renewErr == nil {
-		d.key[id] = spki
+		d.key[id], d.previous[id] = spki, from
 	}
 	return d.renewErr
+}
+
+func (d *door) Settle(_ context.Context, id string, spki []byte) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.previous[id] == nil || !bytes.Equal(d.key[id], spki) {
+		return nil
+	}
+	if d.settleErr == nil {
+		delete(d.previous, id)
+	}
+	return d.settleErr
 }
 
 func (d *door) OnChange(fn func(*fleetv1.Device)) { d.subscribers = append(d.subscribers, fn) }
@@ -189,7 +203,7 @@ func newHouse(t testing.TB, change ...func(*Options)) *house {
 		t.Fatal(err)
 	}
 	h := &house{
-		door:      &door{state: map[string]fleetv1.AssetState{}, key: map[string][]byte{}},
+		door:      &door{state: map[string]fleetv1.AssetState{}, key: map[string][]byte{}, previous: map[string][]byte{}},
 		desk:      &desk{evidence: map[string]*posturev1.Evidence{}, result: map[string]*posturev1.Result{}},
 		authority: a,
 		listener:  bufconn.Listen(1 << 16),

@@ -60,8 +60,8 @@ func (st *session) requestRenewal(r *agentv1.RenewalRequest) error {
 }
 
 // proveRenewal verifies the proof of the new key, issues its certificate, makes
-// it the device's key and sends it. This stream goes on under the old key
-// until it ends; a new one needs the new key.
+// it the device's key and sends it. This stream goes on under the old key until
+// a stream begins with the new one: the answer may be lost.
 func (st *session) proveRenewal(ctx context.Context, p *agentv1.RenewalProof) error {
 	r := st.renewal
 	st.renewal = nil // a challenge is answered once
@@ -97,4 +97,16 @@ func (st *session) proveRenewal(ctx context.Context, p *agentv1.RenewalProof) er
 		Chain: cert.Chain, DeviceId: st.deviceID, AssetNumber: device.GetAsset().GetAssetNumber(),
 		RenewAfter: timestamppb.New(cert.RenewAfter), TrustBundle: st.service.Issuer.TrustBundle(),
 	}}})
+}
+
+// settle ends the key before a renewal when its successor is used for the first
+// time. That is here and not at the handshake, which must not wait for a
+// database; and a stream that could not make it last is none.
+func (st *session) settle(ctx context.Context) error {
+	err := st.service.Registry.Settle(ctx, st.deviceID, st.spki)
+	if err == nil || ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	st.service.Log.ErrorContext(ctx, "first use of a new key not stored", "device_id", st.deviceID, "error", err)
+	return status.Error(codes.Unavailable, "the collector cannot store keys now")
 }

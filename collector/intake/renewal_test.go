@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 
 	"pfoertner/internal/attest"
@@ -61,34 +62,71 @@ func (n *notebook) prove(key *ecdsa.PrivateKey, digest []byte) {
 	n.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_RenewalProof{RenewalProof: &agentv1.RenewalProof{Signature: sig}}})
 }
 
-func TestRenewalOverTheStream(t *testing.T) {
-	h := newHouse(t)
-	n := h.enrolled(t, deviceA).hello()
-	key, csr := freshKey(t)
+// renew goes through with a renewal and returns the notebook with its new key;
+// n still has the old one.
+func (n *notebook) renew() (renewed *notebook, issued *agentv1.Issued) {
+	n.t.Helper()
+	key, csr := freshKey(n.t)
 	n.askRenewal(csr)
 	nonce := n.receive().GetRenewalChallenge().GetNonce()
 	if len(nonce) != attest.NonceBytes {
-		t.Fatalf("nonce %x", nonce)
+		n.t.Fatalf("nonce %x", nonce)
 	}
 	n.prove(key, attest.RenewDigest(nonce, n.exporter(), csr))
-	issued := n.receive().GetIssued()
+	issued = n.receive().GetIssued()
+	return &notebook{t: n.t, house: n.house, id: n.id, key: key, chain: issued.GetChain()}, issued
+}
+
+func TestRenewalOverTheStream(t *testing.T) {
+	h := newHouse(t)
+	n := h.enrolled(t, deviceA).hello()
+	renewed, issued := n.renew()
 	cert, err := x509.ParseCertificate(issued.GetChain()[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, id, err := mtls.Identity(cert); id != deviceA || err != nil || !key.PublicKey.Equal(cert.PublicKey) {
+	if _, id, err := mtls.Identity(cert); id != deviceA || err != nil || !renewed.key.PublicKey.Equal(cert.PublicKey) {
 		t.Errorf("certificate of %s, %v", id, err)
 	}
 	if issued.GetDeviceId() != deviceA || issued.GetAssetNumber() != "NB-ab" || len(issued.GetTrustBundle()) != 1 {
 		t.Errorf("issued %v", issued)
 	}
 	// The new key opens a stream, the old one none.
-	old := *n
-	n.key, n.chain = key, issued.GetChain()
-	n.hello()
-	if err := connect(t, h, pairOf(&old)); status.Code(err) != codes.Unavailable {
+	renewed.hello()
+	if err := connect(t, h, pairOf(n)); status.Code(err) != codes.Unavailable {
 		t.Errorf("the old key: %v", err)
 	}
+}
+
+// A notebook that never got the answer comes back with the key it has.
+func TestOldKeyOpensStreamsUntilTheNewOneDid(t *testing.T) {
+	h := newHouse(t)
+	old := h.enrolled(t, deviceA).hello()
+	renewed, _ := old.renew()
+	handshake := h.dial(t, pairOf(renewed))
+	handshake.Connect()
+	for s := handshake.GetState(); s != connectivity.Ready; s = handshake.GetState() {
+		if !handshake.WaitForStateChange(t.Context(), s) {
+			t.Fatal("the new key does not get through a handshake")
+		}
+	}
+	old.hello() // the handshake alone has ended nothing
+	renewed.hello()
+	old.ends(codes.Aborted)
+	if err := connect(t, h, pairOf(old)); status.Code(err) != codes.Unavailable {
+		t.Errorf("the old key, after the new one: %v", err)
+	}
+}
+
+func TestFirstUseThatCannotBeStoredIsRefused(t *testing.T) {
+	h := newHouse(t)
+	old := h.enrolled(t, deviceA).hello()
+	renewed, _ := old.renew()
+	h.door.mu.Lock()
+	h.door.settleErr = errors.New("disk full")
+	h.door.mu.Unlock()
+	renewed.open().ends(codes.Unavailable)
+	old.hello()
 }
 
 func TestRenewalThatProvesNothingIsRefused(t *testing.T) {

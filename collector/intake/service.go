@@ -37,8 +37,12 @@ type Registry interface {
 	// (SHA-256 of the SubjectPublicKeyInfo).
 	Accepts(deviceID string, spki []byte) error
 	Device(id string) (*fleetv1.Device, bool)
-	// Renew replaces the key from by the one of a certificate just issued.
+	// Renew makes the key of a certificate just issued the device's key; the key
+	// from is accepted until Settle.
 	Renew(ctx context.Context, deviceID string, from, spki []byte, serial string, notAfter time.Time) error
+	// Settle notes that a stream begins with this key: the first use of a new key
+	// ends the one before for good. It returns after the commit.
+	Settle(ctx context.Context, deviceID string, spki []byte) error
 	// OnChange registers what is called after every change of a device.
 	OnChange(fn func(*fleetv1.Device))
 }
@@ -152,6 +156,9 @@ func (s *Service) Connect(stream connectStream) error {
 	defer s.finish(st)
 	// Asked after begin: a change in between ends the session by changed.
 	if err := st.accepted(); err != nil {
+		return err
+	}
+	if err := st.settle(ctx); err != nil {
 		return err
 	}
 	go func() { end(st.serve(ctx)) }()

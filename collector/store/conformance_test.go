@@ -55,6 +55,9 @@ func TestConformance(t *testing.T) {
 		{"trimming keeps what still holds", trim},
 		{"a refusal code is resolved", refusals},
 		{"credentials are replaced", credentials},
+		{"a renewal keeps the key before it until the new one is used", renewals},
+		{"a renewal by another key changes nothing", renewalsRefused},
+		{"a new enrolment leaves no key before it", renewalsEnd},
 		{"a token is spent once", tokens},
 		{"of many callers one gets the token", tokenRace},
 		{"policies are numbered and kept", policies},
@@ -407,6 +410,107 @@ func credentials(t *testing.T, open func() *Store) {
 	if want := []string{deviceID(0) + "other03", deviceID(1) + "second02"}; !slices.Equal(serials, want) {
 		t.Errorf("got %q, want %q", serials, want)
 	}
+	wantKeys(t, s, deviceID(1), "second02", "")
+}
+
+// wantKeys compares what a device's keys are: each with its serial number, ""
+// for none.
+func wantKeys(t *testing.T, s *Store, id, current, previous string) {
+	t.Helper()
+	got := map[string]string{}
+	note := func(into string) func(string, []byte, string, time.Time) error {
+		return func(device string, spki []byte, serial string, notAfter time.Time) error {
+			if notAfter.IsZero() {
+				t.Errorf("%s key %s has no end", into, spki)
+			}
+			if device == id {
+				got[into] = string(spki) + serial
+			}
+			return nil
+		}
+	}
+	check(t, s.EachCredential(t.Context(), note("current")))
+	check(t, s.EachPreviousCredential(t.Context(), note("previous")))
+	if got["current"] != current || got["previous"] != previous {
+		t.Errorf("current %q, previous %q; want %q, %q", got["current"], got["previous"], current, previous)
+	}
+}
+
+func renewals(t *testing.T, open func() *Store) {
+	s, ctx := open(), t.Context()
+	enrol(t, s, 2)
+	day := func(n int) time.Time { return morning.Add(time.Duration(n) * 24 * time.Hour) }
+	id := deviceID(1)
+	check(t, s.SaveCredential(ctx, id, []byte("one"), "01", day(1)))
+	check(t, s.SaveCredential(ctx, deviceID(0), []byte("other"), "09", day(1)))
+	record := audit.Record{At: morning, Kind: "device.renewed", DeviceID: id}
+	check(t, s.RenewCredential(ctx, id, []byte("one"), []byte("two"), "02", day(2), record))
+	wantKeys(t, s, id, "two02", "one01")
+
+	check(t, s.Close())
+	s = open()
+	wantKeys(t, s, id, "two02", "one01")
+	check(t, s.EachPreviousCredential(ctx, func(_ string, _ []byte, _ string, notAfter time.Time) error {
+		if !notAfter.Equal(day(1)) {
+			t.Errorf("the key before ends %v, want %v", notAfter, day(1))
+		}
+		return nil
+	}))
+
+	// The answer was lost: the key before asks again, and stays the one before.
+	check(t, s.RenewCredential(ctx, id, []byte("one"), []byte("three"), "03", day(3)))
+	wantKeys(t, s, id, "three03", "one01")
+	// Only the current key ends the one before it.
+	check(t, s.SettleCredential(ctx, id, []byte("one")))
+	wantKeys(t, s, id, "three03", "one01")
+	for range 2 {
+		check(t, s.SettleCredential(ctx, id, []byte("three")))
+		wantKeys(t, s, id, "three03", "")
+	}
+	check(t, s.Close())
+	s = open()
+	wantKeys(t, s, id, "three03", "")
+	check(t, s.RenewCredential(ctx, id, []byte("three"), []byte("four"), "04", day(4)))
+	wantKeys(t, s, id, "four04", "three03")
+	wantKeys(t, s, deviceID(0), "other09", "")
+	if head := must(s.AuditHead(ctx))(t); head.Sequence != 1 || head.Kind != "device.renewed" {
+		t.Errorf("audit head %+v", head)
+	}
+}
+
+func renewalsRefused(t *testing.T, open func() *Store) {
+	s, ctx := open(), t.Context()
+	enrol(t, s, 2)
+	id := deviceID(1)
+	check(t, s.SaveCredential(ctx, id, []byte("one"), "01", morning))
+	record := audit.Record{At: morning, Kind: "device.renewed", DeviceID: id}
+	for _, stranger := range []struct {
+		device string
+		from   []byte
+	}{{id, []byte("stranger")}, {id, nil}, {id, []byte{}}, {deviceID(0), []byte("one")}, {"unknown", []byte("one")}} {
+		err := s.RenewCredential(ctx, stranger.device, stranger.from, []byte("two"), "02", morning, record)
+		wants(t, err, fs.ErrNotExist)
+		wantKeys(t, s, id, "one01", "")
+	}
+	check(t, s.SettleCredential(ctx, id, []byte("stranger")))
+	check(t, s.SettleCredential(ctx, "unknown", []byte("one")))
+	if head := must(s.AuditHead(ctx))(t); head.Sequence != 0 {
+		t.Errorf("%d audit records of renewals that were not made", head.Sequence)
+	}
+}
+
+func renewalsEnd(t *testing.T, open func() *Store) {
+	s, ctx := open(), t.Context()
+	enrol(t, s, 2)
+	check(t, s.SaveCredential(ctx, deviceID(1), []byte("one"), "01", morning))
+	check(t, s.RenewCredential(ctx, deviceID(1), []byte("one"), []byte("two"), "02", morning))
+	check(t, s.SaveCredential(ctx, deviceID(1), []byte("three"), "03", morning))
+	wantKeys(t, s, deviceID(1), "three03", "")
+	check(t, s.RenewCredential(ctx, deviceID(1), []byte("three"), []byte("four"), "04", morning))
+	again := device(1)
+	again.Id = deviceID(9)
+	check(t, s.SaveDevices(ctx, []*fleetv1.Device{again}))
+	wantKeys(t, s, deviceID(1), "", "")
 }
 
 func tokens(t *testing.T, open func() *Store) {

@@ -3,6 +3,7 @@ package store
 import (
 	"database/sql"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -66,6 +67,29 @@ func TestAMigrationIsWholeOrNotAtAll(t *testing.T) {
 			t.Errorf("mended: %v, x %d, version %d", err, x, version)
 		}
 	}
+}
+
+// A collector that is brought up to date keeps what the one before it wrote.
+func TestADatabaseOfTheFirstSchemaIsBroughtUpToDate(t *testing.T) {
+	all, err := migrations()
+	check(t, err)
+	path := filepath.Join(t.TempDir(), "pfoertner.db")
+	first, err := fs.ReadFile(all, "0001_begin.sql")
+	check(t, err)
+	db, err := openWrites(path)
+	check(t, err)
+	conn, err := db.Conn(t.Context())
+	check(t, err)
+	check(t, migrate(t.Context(), conn, fstest.MapFS{"0001_begin.sql": {Data: first}}))
+	check(t, conn.Close())
+	check(t, db.Close())
+	meddle(t, path, `INSERT INTO devices (asset_number, device_id, body) VALUES ('NB-1', ?, X'')`, deviceID(1))
+	meddle(t, path, `INSERT INTO credentials (device_id, spki_sha256, serial, not_after) VALUES (?, CAST('one' AS BLOB), '01', ?)`, deviceID(1), morning.UnixNano())
+
+	s := open(t, path, Options{})
+	wantKeys(t, s, deviceID(1), "one01", "")
+	check(t, s.RenewCredential(t.Context(), deviceID(1), []byte("one"), []byte("two"), "02", morning))
+	wantKeys(t, s, deviceID(1), "two02", "one01")
 }
 
 func TestWhatIsNoDatabaseIsRefusedAndLeftAlone(t *testing.T) {
