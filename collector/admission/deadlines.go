@@ -121,28 +121,28 @@ func (d *Desk) Run(ctx context.Context) error {
 }
 
 // fire acts on deadlines that are due, and says whether there may be more.
+// Results that ended are asked about before anything is decided on their end:
+// what is at hand by then counts.
 func (d *Desk) fire() (more bool) {
+	d.mu.Lock()
 	var expired []*device
 	var ids []string
+	var renewed []*gate
 	now := d.options.Now()
-	d.mu.Lock()
-	for more = true; more && len(expired) < atOnce; {
+	for len(ids)+len(renewed) < atOnce {
 		dl := d.deadlines.due(now)
-		switch {
-		case dl == nil:
-			more = false
-		case dl.gate != nil:
-			d.renewAll(dl.gate, now)
-		default:
-			dl.device.fired = dl.device.facts.ExpiresAt
-			expired = append(expired, dl.device)
-			ids = append(ids, dl.device.facts.DeviceID)
+		if dl == nil {
+			break
 		}
+		if dl.gate != nil {
+			renewed = append(renewed, dl.gate)
+			continue
+		}
+		dl.device.fired = dl.device.facts.ExpiresAt
+		expired = append(expired, dl.device)
+		ids = append(ids, dl.device.facts.DeviceID)
 	}
 	d.mu.Unlock()
-	if len(expired) == 0 {
-		return more
-	}
 	if d.onExpiry != nil {
 		for _, id := range ids {
 			d.onExpiry(id)
@@ -154,7 +154,10 @@ func (d *Desk) fire() (more bool) {
 	for _, dv := range expired {
 		d.settle(dv, time.Time{}, now)
 	}
-	return more
+	for _, g := range renewed {
+		d.renewAll(g, now)
+	}
+	return len(ids)+len(renewed) == atOnce
 }
 
 // wake puts a signal into a channel of capacity 1; one that waits already is

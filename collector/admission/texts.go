@@ -1,27 +1,14 @@
 package admission
 
 import (
-	"crypto/sha256"
-
+	"pfoertner/collector/appraisal"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
-
-// codeAlphabet has no letters or digits that are mistaken for one another when
-// read out.
-const codeAlphabet = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 // codeOf is the refusal code of a cause that lies outside the result, for one
 // device or, when that is unknown, one certificate: the same cause keeps its
 // code.
-func codeOf(c Cause, subject string) string {
-	sum := sha256.Sum256([]byte("pfoertner-refusal-v1\x00" + string([]byte{'0' + byte(c), 0}) + subject))
-	var code [7]byte
-	for i := range code {
-		code[i] = codeAlphabet[int(sum[i])%len(codeAlphabet)]
-	}
-	code[3] = '-'
-	return string(code[:])
-}
+func codeOf(c Cause, subject string) string { return appraisal.Code("refusal", c.String(), subject) }
 
 // causeTexts say why, for causes outside the result, without the code.
 var causeTexts = [...]struct{ De, En string }{

@@ -275,8 +275,6 @@ func (d *Desk) renewals(g *gate, now time.Time) [][]*gatev1.Lease {
 		if !st.removed {
 			decision = Decide(st.facts, now)
 		}
-		// Time may have passed an end whose deadline has not fired yet.
-		decision.Verdict = min(decision.Verdict, s.verdict)
 		ttl := decision.leaseTime(d.options.LeaseTTL, now)
 		if s.cutPending || decision.Verdict == posturev1.Verdict_VERDICT_DENY {
 			continue
@@ -303,6 +301,9 @@ func (d *Desk) renewals(g *gate, now time.Time) [][]*gatev1.Lease {
 // renewAll puts all of a gateway's sessions into its next renewal, and says
 // again what stands in the way of those that should be gone.
 func (d *Desk) renewAll(g *gate, now time.Time) {
+	if g.watcher == nil {
+		return
+	}
 	for _, s := range g.sessions {
 		if s.cutPending {
 			if st := d.standingOf(s.certificate); st.verdict == posturev1.Verdict_VERDICT_DENY {
