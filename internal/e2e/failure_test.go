@@ -9,8 +9,12 @@ import (
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
-// lease is short where tests wait for its end.
-const lease = 4 * time.Second
+const (
+	// lease is short where tests wait for its end.
+	lease = 4 * time.Second
+	// late is how much later a busy machine may see it.
+	late = 5 * time.Second
+)
 
 // fallsToQuarantine waits until the live session has nothing but quarantine
 // left, and returns when the last packet got past it.
@@ -35,7 +39,7 @@ func TestDeadCollectorAdmitsNobodyAndComesBack(t *testing.T) {
 	s.collector.Kill()
 	held := s.fallsToQuarantine(t).Sub(killed)
 	t.Logf("held %s with a lease of %s", held, lease)
-	if held < lease/3 || held > lease+still {
+	if held < lease/3 || held > lease+late {
 		t.Errorf("the session held its access for %s, the lease is %s", held, lease)
 	}
 
@@ -77,7 +81,7 @@ func TestDeadGateClosesByItselfAndComesBack(t *testing.T) {
 	s.gate.Kill()
 	held := s.fallsToQuarantine(t).Sub(killed)
 	t.Logf("held %s with a lease of %s", held, lease)
-	if held > lease+still {
+	if held > lease+late {
 		t.Errorf("the kernel held access open for %s, the lease is %s", held, lease)
 	}
 
@@ -110,7 +114,7 @@ func TestSilentNotebookFallsAtTheFreshnessDeadline(t *testing.T) {
 	deadline := s.result(t).GetFreshUntil().AsTime()
 	last := s.fallsToQuarantine(t)
 	t.Logf("the last packet came %s after the deadline", last.Sub(deadline))
-	if late := last.Sub(deadline); late < -time.Second || late > soon {
-		t.Errorf("the session fell %s after the freshness deadline", late)
+	if after := last.Sub(deadline); after < -time.Second || after > late {
+		t.Errorf("the session fell %s after the freshness deadline", after)
 	}
 }
