@@ -227,6 +227,9 @@ func (r *readings) store(s *section, read reading) {
 		return
 	}
 	now.digest = digest
+	if now.round > r.current.round {
+		r.log.Debug("every section was read", "round", now.round, "took", time.Since(now.began))
+	}
 	r.current = now
 	signal(r.collected)
 }

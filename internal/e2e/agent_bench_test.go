@@ -113,13 +113,8 @@ func (h *bench) operator(b *testing.B, args ...string) string {
 func newBench(b *testing.B, idle time.Duration) *bench {
 	b.Helper()
 	h := &bench{dir: b.TempDir(), agents: free(b), operators: free(b), health: free(b), exporter: free(b)}
-	for program, pkg := range map[string]string{"pfoertner-agent": "pfoertner/agent", "pfoertner-collector": "pfoertner/collector"} {
-		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", "grpcnotrace", "-o", h.path("bin", program), pkg)
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			b.Fatalf("building %s: %v\n%s", program, err, out)
-		}
-	}
+	build(b, h.path("bin", "pfoertner-agent"), "pfoertner/agent")
+	build(b, h.path("bin", "pfoertner-collector"), "pfoertner/collector")
 	config := h.write(b, "collector.yaml", fmt.Sprintf("state: %q\nlisten: {agents: %q, gates: %q, operators: %q, health: %q}\n",
 		h.path("collector"), h.agents, free(b), h.operators, h.health))
 	h.run(b, "pfoertner-collector", "init", "--config", config, "--operator-out", h.path("operator"))
@@ -144,6 +139,16 @@ func newBench(b *testing.B, idle time.Duration) *bench {
 	h.operator(b, "inventory", "import", h.write(b, "inventory.csv", "asset_number;unit;key_protection\n"+asset+";inneres/it;software\n"))
 	h.write(b, "token", h.operator(b, "token", asset))
 	return h
+}
+
+// build builds a program as it is released.
+func build(t testing.TB, program, pkg string) {
+	t.Helper()
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", "grpcnotrace", "-o", program, pkg)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building %s: %v\n%s", program, err, out)
+	}
 }
 
 // free is a loopback address that nobody listens on at this moment.
