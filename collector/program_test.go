@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -118,9 +119,10 @@ func (h *house) operator(t testing.TB) *grpc.ClientConn {
 
 // notebook is an enrolled device and the fingerprint of its VPN certificate.
 type notebook struct {
-	id, asset string
-	vpn       []byte
-	conn      *grpc.ClientConn
+	id, asset   string
+	vpn         []byte
+	certificate *tls.Certificate
+	conn        *grpc.ClientConn
 }
 
 // enrol takes notebooks into the inventory and enrols each over the wire.
@@ -161,11 +163,25 @@ func (h *house) enrolOne(t testing.TB, service agentv1.EnrolmentServiceClient, b
 	}
 	issued := answerChallenge(t, stream, key, token)
 	b.id = issued.GetDeviceId()
-	pair := &tls.Certificate{Certificate: issued.GetChain(), PrivateKey: key}
-	if pair.Leaf, err = x509.ParseCertificate(issued.GetChain()[0]); err != nil {
+	h.present(t, b, key, issued.GetChain())
+}
+
+// present lets a notebook come, from now on, with this key and certificate.
+func (h *house) present(t testing.TB, b *notebook, key *ecdsa.PrivateKey, chain [][]byte) {
+	t.Helper()
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
 		t.Fatal(err)
 	}
-	b.conn = h.dial(t, h.agents, func() (*tls.Certificate, error) { return pair, nil })
+	b.certificate = &tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf}
+	h.reach(t, b)
+}
+
+// reach dials the collector where it listens now.
+func (h *house) reach(t testing.TB, b *notebook) {
+	t.Helper()
+	certificate := b.certificate
+	b.conn = h.dial(t, h.agents, func() (*tls.Certificate, error) { return certificate, nil })
 }
 
 func answerChallenge(t testing.TB, stream grpc.BidiStreamingClient[agentv1.EnrolRequest, agentv1.EnrolResponse], key *ecdsa.PrivateKey, token string) *agentv1.Issued {
@@ -211,21 +227,31 @@ type reporter struct {
 	sequence uint64
 }
 
+// connect opens a notebook's stream.
 func (b *notebook) connect(t testing.TB) *reporter {
 	t.Helper()
-	stream, err := agentv1.NewSessionServiceClient(b.conn).Connect(t.Context())
+	r, err := b.tryToConnect(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
+	return r
+}
+
+func (b *notebook) tryToConnect(ctx context.Context) (*reporter, error) {
+	stream, err := agentv1.NewSessionServiceClient(b.conn).Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
 	hello := &agentv1.ClientHello{Capability: posture.Capability, AgentVersion: "test"}
-	if err := stream.Send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Hello{Hello: hello}}); err != nil {
-		t.Fatal(err)
+	// A stream that is refused says why when it is read.
+	if err := stream.Send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Hello{Hello: hello}}); err != nil && err != io.EOF {
+		return nil, err
 	}
 	answer, err := stream.Recv()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	return &reporter{stream: stream, nonce: answer.GetWelcome().GetNonce()}
+	return &reporter{stream: stream, nonce: answer.GetWelcome().GetNonce()}, nil
 }
 
 // prepared is full evidence with its digest.
