@@ -1,6 +1,8 @@
 package probe
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,14 +15,14 @@ import (
 
 // describeLayer turns a layer into evidence. Contradictions come with a
 // subject that is relative to the layer: "type".
-func (r *volumeReader) describeLayer(l layer) (*posturev1.StorageLayer, []*posturev1.Contradiction) {
+func (r *volumeReader) describeLayer(ctx context.Context, l layer) (*posturev1.StorageLayer, []*posturev1.Contradiction) {
 	switch l.kind {
 	case posturev1.LayerType_LAYER_TYPE_LUKS1,
 		posturev1.LayerType_LAYER_TYPE_LUKS2,
 		posturev1.LayerType_LAYER_TYPE_LUKS2_OPAL:
-		return r.describeLUKS(l)
+		return r.describeLUKS(ctx, l)
 	case posturev1.LayerType_LAYER_TYPE_PLAIN_CRYPT:
-		return r.describePlain(l)
+		return r.describePlain(ctx, l)
 	case posturev1.LayerType_LAYER_TYPE_BITLOCKER:
 		out := &posturev1.StorageLayer{
 			Type:       l.kind,
@@ -36,14 +38,20 @@ func (r *volumeReader) describeLayer(l layer) (*posturev1.StorageLayer, []*postu
 
 // describeLUKS believes a header only when it is the one that the mapping was
 // opened from: a detached header leaves the device without one, or with an old
-// one that says nothing of the mapping.
-func (r *volumeReader) describeLUKS(l layer) (*posturev1.StorageLayer, []*posturev1.Contradiction) {
+// one that says nothing of the mapping. Without any, the kernel tells what the
+// mapping does.
+func (r *volumeReader) describeLUKS(ctx context.Context, l layer) (*posturev1.StorageLayer, []*posturev1.Contradiction) {
 	out := &posturev1.StorageLayer{Type: l.kind, VerifiedBy: posturev1.VerifiedBy_VERIFIED_BY_NONE}
 	var reason string
 	out.KeyFile, reason = r.keyFile(l)
+	table, errTable := r.table(ctx, l)
 
 	h, err := r.storage.header(l)
 	switch {
+	case err != nil && errTable == nil && !table.others:
+		byTable(out, table)
+		out.Reason = reason
+		return out, nil
 	case errors.Is(err, errNoLUKS):
 		out.Reason = "no LUKS header on the device: it is detached"
 		return out, nil
@@ -62,6 +70,11 @@ func (r *volumeReader) describeLUKS(l layer) (*posturev1.StorageLayer, []*postur
 		out.Reason = "the header on the device is not that of the mapping"
 		return out, contradictions
 	}
+	if errTable == nil && !table.agrees(h) {
+		c := contradiction("cipher", cmp.Or(table.cipher, "not dm-crypt"), h.cipher)
+		c.SourceA = "dm table"
+		contradictions = append(contradictions, c)
+	}
 	out.VerifiedBy = posturev1.VerifiedBy_VERIFIED_BY_HEADER
 	out.Cipher = h.cipher
 	out.KeyBits = h.keyBits
@@ -73,34 +86,53 @@ func (r *volumeReader) describeLUKS(l layer) (*posturev1.StorageLayer, []*postur
 		out.KeyFile, reason = posturev1.KeyFile_KEY_FILE_ON_PLAINTEXT, "a key slot keeps the volume key in clear"
 	}
 	out.Reason = reason
-	return out, nil
+	return out, contradictions
 }
 
-// describePlain reports a mapping without a header. Its cipher is only in
-// crypttab, as an intention, and in the kernel's table, beside the key; we
-// don't ask for that.
-func (r *volumeReader) describePlain(l layer) (*posturev1.StorageLayer, []*posturev1.Contradiction) {
-	out := &posturev1.StorageLayer{
-		Type:       l.kind,
-		VerifiedBy: posturev1.VerifiedBy_VERIFIED_BY_NONE,
-		Reason:     "a dm-crypt mapping without a header cannot be verified",
-	}
-	out.KeyFile, _ = r.keyFile(l)
-	if e, ok := r.cryptEntry(l.mapping); ok {
-		if cipher, ok := e.option("cipher"); ok {
-			out.Cipher = word(cipher)
-		}
-		if size, ok := e.option("size"); ok {
-			if bits, err := strconv.ParseUint(size, 10, 16); err == nil {
-				out.KeyBits = uint32(bits)
-			}
-		}
+// describePlain reports a mapping without a header. Only the kernel knows what
+// it does; what crypttab says is an intention.
+func (r *volumeReader) describePlain(ctx context.Context, l layer) (*posturev1.StorageLayer, []*posturev1.Contradiction) {
+	out := &posturev1.StorageLayer{Type: l.kind, VerifiedBy: posturev1.VerifiedBy_VERIFIED_BY_NONE}
+	var reason string
+	out.KeyFile, reason = r.keyFile(l)
+	switch table, err := r.table(ctx, l); {
+	case err == nil && !table.others:
+		byTable(out, table)
+		out.Reason = reason
+	case err == nil:
+		out.Reason = "a part of the mapping is not dm-crypt's"
+	default:
+		out.Reason = "a dm-crypt mapping without a header: " + err.Error()
+		r.intended(out, l.mapping)
 	}
 	h, err := r.storage.header(l)
 	if err != nil || !strings.HasPrefix(l.uuid, "CRYPT-PLAIN-") {
 		return out, nil
 	}
 	return out, []*posturev1.Contradiction{contradiction("type", kindName(l.kind), kindName(h.kind()))}
+}
+
+// byTable fills in what the kernel says of a mapping.
+func byTable(out *posturev1.StorageLayer, t cryptTable) {
+	out.VerifiedBy = posturev1.VerifiedBy_VERIFIED_BY_TABLE
+	out.Cipher = t.cipher
+	out.KeyBits = t.keyBits
+}
+
+// intended fills in what crypttab says of a mapping without a header.
+func (r *volumeReader) intended(out *posturev1.StorageLayer, mapping string) {
+	e, ok := r.cryptEntry(mapping)
+	if !ok {
+		return
+	}
+	if cipher, ok := e.option("cipher"); ok {
+		out.Cipher = word(cipher)
+	}
+	if size, ok := e.option("size"); ok {
+		if bits, err := strconv.ParseUint(size, 10, 16); err == nil {
+			out.KeyBits = uint32(bits)
+		}
+	}
 }
 
 // kind is the layer type that the header itself speaks of.
@@ -146,10 +178,10 @@ type headerReading struct {
 }
 
 // header reads the LUKS header under a crypt layer: from the device below it,
-// or below that device's own integrity layer.
+// or below what cryptsetup puts in between.
 func (s *storage) header(crypt layer) (*luksHeader, error) {
 	lower, err := s.below(crypt)
-	for err == nil && len(lower) > 0 && lower[0].kind == posturev1.LayerType_LAYER_TYPE_INTEGRITY {
+	for err == nil && len(lower) > 0 && strings.HasPrefix(lower[0].uuid, underLUKS) {
 		lower, err = s.below(lower[0])
 	}
 	if err != nil {

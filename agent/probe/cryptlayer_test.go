@@ -50,7 +50,7 @@ func TestCryptLayersAreBelievedOnlyByTheirOwnHeader(t *testing.T) {
 
 		{"a plain mapping over a LUKS device", func(t *testing.T) []byte { return capture(t, "luks2.img") },
 			"CRYPT-PLAIN-root",
-			"plain_crypt( unverified: a dm-crypt mapping without a header cannot be verified)",
+			"plain_crypt( unverified: a dm-crypt mapping without a header: device-mapper cannot be asked on this machine)",
 			[]string{"volumes[0].paths[0].layers[0].type: PLAIN_CRYPT, LUKS2"}},
 
 		{"a damaged header", func(t *testing.T) []byte {
@@ -65,7 +65,7 @@ func TestCryptLayersAreBelievedOnlyByTheirOwnHeader(t *testing.T) {
 		{"a mapping that somebody made by hand", func(t *testing.T) []byte { return nil }, "", "other", nil},
 
 		{"VeraCrypt has no LUKS header", func(t *testing.T) []byte { return nil }, "CRYPT-TCRYPT-aaaa-root",
-			"plain_crypt( unverified: a dm-crypt mapping without a header cannot be verified)", nil},
+			"plain_crypt( unverified: a dm-crypt mapping without a header: device-mapper cannot be asked on this machine)", nil},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -36,6 +36,8 @@ type Host struct {
 	Processes Processes
 	// Bus asks the system message bus.
 	Bus Bus
+	// Mappings asks device-mapper; nil where it is not there to ask.
+	Mappings Mappings
 	// Commands runs one of the allow-listed programs.
 	Commands Commands
 	// Now is the wall clock.
@@ -153,6 +155,15 @@ type BusConnection struct {
 	Activated bool
 	Default4  bool
 	Default6  bool
+}
+
+// Mappings is what the kernel's device-mapper says of its devices.
+type Mappings interface {
+	// Segments returns one text for each segment of the mapping with a device
+	// number "254:1": what the kernel would measure of it, which is its table
+	// without the key (Documentation/admin-guide/device-mapper/dm-ima.rst).
+	// Kernels before 5.15 answer with empty texts.
+	Segments(ctx context.Context, number string) ([]string, error)
 }
 
 // Commands runs allow-listed programs by absolute path.

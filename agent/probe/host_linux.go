@@ -24,6 +24,7 @@ func NewHost() Host {
 		Firewall:  kernelFirewall{},
 		Processes: processes{os.DirFS("/proc")},
 		Bus:       systemBus{},
+		Mappings:  kernelMappings{},
 		Commands:  commands{},
 		Now:       time.Now,
 	}

@@ -2,7 +2,9 @@ package probe
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -22,6 +24,18 @@ type machine struct {
 	swaps  string
 	mounts string
 	number map[string]string // of a device by its kernel name
+	tables tables            // nil: device-mapper cannot be asked
+}
+
+// tables are device-mapper's answers by device number.
+type tables map[string][]string
+
+// Segments implements Mappings.
+func (t tables) Segments(_ context.Context, number string) ([]string, error) {
+	if segments, ok := t[number]; ok {
+		return segments, nil
+	}
+	return nil, errors.New("asking device-mapper: no such device or address")
 }
 
 func newMachine() *machine {
@@ -33,7 +47,11 @@ func newMachine() *machine {
 func (m *machine) host() Host {
 	m.file("proc/1/mountinfo", m.mounts)
 	m.file("proc/swaps", "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"+m.swaps)
-	return Host{Files: m.MapFS, Now: func() time.Time { return time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC) }}
+	h := Host{Files: m.MapFS, Now: func() time.Time { return time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC) }}
+	if m.tables != nil {
+		h.Mappings = m.tables
+	}
+	return h
 }
 
 func (m *machine) file(name, content string) { m.MapFS[name] = &fstest.MapFile{Data: []byte(content)} }
@@ -205,8 +223,11 @@ func layerText(l *posturev1.StorageLayer) string {
 		return s
 	}
 	s += "(" + l.GetCipher()
-	if l.GetVerifiedBy() == posturev1.VerifiedBy_VERIFIED_BY_NONE {
+	switch l.GetVerifiedBy() {
+	case posturev1.VerifiedBy_VERIFIED_BY_NONE:
 		s += " unverified"
+	case posturev1.VerifiedBy_VERIFIED_BY_TABLE:
+		s += " by table"
 	}
 	if k := l.GetKeyFile(); k != posturev1.KeyFile_KEY_FILE_NONE {
 		s += " key " + strings.ToLower(strings.TrimPrefix(k.String(), "KEY_FILE_"))

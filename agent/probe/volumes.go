@@ -44,7 +44,7 @@ func collectVolumes(ctx context.Context, h Host, ev *posturev1.Evidence) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		r.report(v, out)
+		r.report(ctx, v, out)
 	}
 	if !slices.ContainsFunc(found, func(v *volume) bool { return v.class == posturev1.MountClass_MOUNT_CLASS_ROOT }) {
 		return errors.Join(errors.New("no mount on /"), errSwaps)
@@ -60,6 +60,7 @@ const (
 // volumeReader holds what is read once for all volumes of one collection.
 type volumeReader struct {
 	storage  *storage
+	mappings Mappings
 	commands Commands
 
 	crypttab      []cryptEntry
@@ -79,7 +80,7 @@ func newVolumeReader(h Host) (*volumeReader, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &volumeReader{storage: newStorage(h.Files, mounts), commands: h.Commands}
+	r := &volumeReader{storage: newStorage(h.Files, mounts), mappings: h.Mappings, commands: h.Commands}
 	if r.crypttab, err = readCrypttab(h.Files); err != nil {
 		r.crypttabErr = fmt.Errorf("crypttab is unreadable: %w", err)
 	}
@@ -261,7 +262,7 @@ func (r *volumeReader) swapSpaces() ([]*volume, error) {
 }
 
 // report adds a volume and its contradictions to evidence.
-func (r *volumeReader) report(v *volume, out *posturev1.Volumes) {
+func (r *volumeReader) report(ctx context.Context, v *volume, out *posturev1.Volumes) {
 	entry := &posturev1.Volume{
 		Reading:        &posturev1.Reading{State: v.state, Source: v.source},
 		MountClass:     v.class,
@@ -274,7 +275,7 @@ func (r *volumeReader) report(v *volume, out *posturev1.Volumes) {
 	for i, w := range v.ways {
 		p := &posturev1.StoragePath{}
 		for j, l := range w {
-			layer, contradictions := r.describeLayer(l)
+			layer, contradictions := r.describeLayer(ctx, l)
 			for _, c := range contradictions {
 				c.Subject = fmt.Sprintf("volumes[%d].paths[%d].layers[%d].%s", len(out.Volumes), i, j, c.Subject)
 			}

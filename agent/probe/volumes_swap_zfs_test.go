@@ -42,7 +42,14 @@ func TestVolumesReadSwap(t *testing.T) {
 			m.file("etc/crypttab", "# <name> <source> <key> <options>\ncswap /dev/sdb1 /dev/urandom swap,cipher=aes-xts-plain64,size=512\n")
 			m.swap("/dev/dm-1", "partition")
 		}, []string{"swap swap: plain_crypt(aes-xts-plain64 unverified key random:" +
-			" a dm-crypt mapping without a header cannot be verified) > partition > disk"}},
+			" a dm-crypt mapping without a header: device-mapper cannot be asked on this machine) > partition > disk"}},
+
+		{"plain dm-crypt with a new key at each boot, confirmed by the kernel", func(t *testing.T, m *machine) {
+			m.mapping("dm-1", "254:1", "cswap", "CRYPT-PLAIN-cswap", "sdb1")
+			m.file("etc/crypttab", "cswap /dev/sdb1 /dev/urandom swap,cipher=aes-cbc-essiv:sha256,size=256\n")
+			m.swap("/dev/dm-1", "partition")
+			m.tables = tables{"254:1": {cryptSegment("aes-xts-plain64", 64)}}
+		}, []string{"swap swap: plain_crypt(aes-xts-plain64 by table key random) > partition > disk"}},
 
 		{"a node under /dev/mapper that udev did not make", func(t *testing.T, m *machine) {
 			m.mapping("dm-1", "254:1", "cswap", "LVM-aaaa", "dm-0")

@@ -105,6 +105,15 @@ func TestVolumesFollowEveryPathToADisk(t *testing.T) {
 			m.mount("dm-0", "/usr", "erofs", "/dev/mapper/usr")
 		}, []string{"root ext4: integrity > partition > disk", "data erofs: integrity > partition > disk"}},
 
+		{"a LUKS2 volume that is being encrypted anew", func(t *testing.T, m *machine) {
+			m.header("sda1", capture(t, "luks2-half-written.img"))
+			m.mapping("dm-2", "254:2", "root-hotzone-forward", "CRYPT-SUBDEV-"+luks2UUID+"-root-hotzone-forward", "sda1")
+			m.mapping("dm-3", "254:3", "root-overlay", "CRYPT-SUBDEV-"+luks2UUID+"-root-overlay", "dm-2", "sda1")
+			m.mapping("dm-1", "254:1", "root", uuidOf("LUKS2", "root"), "dm-3")
+			m.mount("dm-1", "/", "ext4", "/dev/mapper/root")
+		}, []string{"root ext4: luks2(aes-xts-plain64 online-reencrypt-v2) > other > other > partition > disk" +
+			" | luks2(aes-xts-plain64 online-reencrypt-v2) > other > partition > disk"}},
+
 		{"LUKS2 with integrity has its header below", func(t *testing.T, m *machine) {
 			m.header("sda1", capture(t, "luks2.img"))
 			m.mapping("dm-0", "254:0", "root_dif", "CRYPT-SUBDEV-"+luks2UUID+"-root_dif", "sda1")
