@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"sync"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -22,7 +21,13 @@ type draft struct {
 	signed []byte
 }
 
-var drafts = sync.Pool{New: func() any { return new(draft) }}
+// draft returns one that is free; give it back to drafts.
+func (s *Service) draft() *draft {
+	if d, ok := s.drafts.Get().(*draft); ok {
+		return d
+	}
+	return new(draft)
+}
 
 // fill writes every field of the lease: nothing is left of the one before.
 func (d *draft) fill(gateway string, s *gatev1.SessionFacts, a admission.Answer) {
@@ -39,8 +44,8 @@ func (d *draft) fill(gateway string, s *gatev1.SessionFacts, a admission.Answer)
 // is bytes already, and a message of bytes that are one costs nothing more.
 // gRPC gets it as fields that are still unknown; the gateway knows them.
 func (s *Service) answer(ctx context.Context, gateway string, facts *gatev1.SessionFacts, a admission.Answer) (*gatev1.AdmitResponse, error) {
-	d := drafts.Get().(*draft)
-	defer drafts.Put(d)
+	d := s.draft()
+	defer s.drafts.Put(d)
 	d.fill(gateway, facts, a)
 	var err error
 	if d.signed, err = s.o.Signer.AppendSigned(ctx, d.signed[:0], &d.lease); err != nil {

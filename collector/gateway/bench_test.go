@@ -19,6 +19,7 @@ import (
 
 	"pfoertner/collector/admission"
 	gatev1 "pfoertner/proto/pfoertner/gate/v1"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
 // echo is the floor that Admit is measured against: the barest gRPC service.
@@ -102,6 +103,50 @@ func BenchmarkAdmit(b *testing.B) {
 				b.ReportMetric(float64(a)/float64(e), fmt.Sprintf("p%d-ratio", p))
 			}
 		})
+	}
+}
+
+// BenchmarkFlip is the collector's part of a revocation, over the wire: from
+// the new result until the gateway has read the signed change, with 1,000 live
+// sessions on it. One operation is one flip.
+func BenchmarkFlip(b *testing.B) {
+	const sessions = 1000
+	h := newHouse(b, admission.Options{})
+	up := &gatev1.ReportRequest{Full: true}
+	for n := range sessions {
+		h.admit(n)
+		up.Events = append(up.Events, &gatev1.SessionEvent{Event: &gatev1.SessionEvent_Up{
+			Up: &gatev1.SessionUp{Session: session(n), Verdict: posturev1.Verdict_VERDICT_ADMIT},
+		}})
+	}
+	h.desk.Ready()
+	gate := gatev1.NewGateServiceClient(h.connect("vpn1"))
+	stream, err := gate.Watch(b.Context(), &gatev1.WatchRequest{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := gate.Report(b.Context(), up); err != nil {
+		b.Fatal(err)
+	}
+	m := measure{}
+	v := posturev1.Verdict_VERDICT_ADMIT
+	for n := 0; b.Loop(); n++ {
+		if n%sessions == 0 {
+			v = posturev1.Verdict_VERDICT_ADMIT + posturev1.Verdict_VERDICT_QUARANTINE - v
+		}
+		start := time.Now()
+		h.result(n%sessions, v)
+		for change := (*gatev1.SignedStandings)(nil); change == nil; {
+			m, err := stream.Recv()
+			if err != nil {
+				b.Fatal(err)
+			}
+			change = m.GetChange()
+		}
+		m.latencies = append(m.latencies, time.Since(start))
+	}
+	for _, p := range []int{50, 99} {
+		b.ReportMetric(float64(m.percentile(p).Microseconds()), fmt.Sprintf("p%d-µs", p))
 	}
 }
 

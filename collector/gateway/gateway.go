@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -58,8 +59,9 @@ type Options struct {
 // Service is gate.v1's GateService.
 type Service struct {
 	gatev1.UnimplementedGateServiceServer
-	o     Options
-	peers peers
+	o      Options
+	peers  peers
+	drafts sync.Pool
 }
 
 // New returns a Service; register it with gatev1.RegisterGateServiceServer.
