@@ -210,14 +210,16 @@ func TestStormInOneSectionDoesNotDelayAnother(t *testing.T) {
 			r.request("patch")
 			time.Sleep(10 * time.Millisecond)
 		}
-		m.mu.Lock()
-		m.encrypted = false
-		m.mu.Unlock()
-		r.request("volumes")
-		time.Sleep(m.takes)
-		synctest.Wait()
-		if encrypted(r.newest()) {
-			t.Error("a changed disk waits for an upgrade to end")
+		for range 4 {
+			m.mu.Lock()
+			m.encrypted = !m.encrypted
+			m.mu.Unlock()
+			r.request("volumes")
+			time.Sleep(m.takes)
+			synctest.Wait()
+			if encrypted(r.newest()) != m.encrypted {
+				t.Fatal("a changed disk waits for an upgrade to end")
+			}
 		}
 	})
 }
