@@ -67,6 +67,7 @@ func run(ctx context.Context, path string, errs io.Writer) error {
 	log.Info("gate runs", "gateway", gateway, "version", version)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return keeper.Run(ctx) })
+	g.Go(func() error { return filter.Guard(ctx, keeper.FilterLost) })
 	g.Go(func() error { return links.Run(ctx, keeper) })
 	g.Go(func() error { return serveHealth(ctx, config.Health, links, registry) })
 	if err := g.Wait(); !errors.Is(err, context.Canceled) {

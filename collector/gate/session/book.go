@@ -273,6 +273,18 @@ func (b *Book) grant(todo *Todo, e *entry) {
 	}
 }
 
+// Regrant gives every session that is up what it may do, once more: the packet
+// filter has lost it.
+func (b *Book) Regrant() Todo {
+	var todo Todo
+	for _, e := range b.ordered() {
+		if e.state == up && !e.adopted {
+			b.grant(&todo, e)
+		}
+	}
+	return todo
+}
+
 // cut takes everything from an entry and has its session ended.
 func (b *Book) cut(todo *Todo, e *entry, text string, cause lease.Position, now time.Time) {
 	e.state, e.verdict, e.attempt, e.survives = cutting, deny, nil, false

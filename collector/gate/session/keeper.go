@@ -86,6 +86,8 @@ type (
 		packets, after time.Duration
 		survives       error
 	}
+	// filterLost: the packet filter holds nothing any more, or (err) may be gone.
+	filterLost struct{ err error }
 	// question is a function that looks at the book.
 	question func(*Book)
 )
@@ -102,6 +104,10 @@ func NewKeeper(o Options) *Keeper {
 
 // Tell hands over what a collector told.
 func (k *Keeper) Tell(n News) { k.in.put(n) }
+
+// FilterLost says that somebody emptied the packet filter: what sessions may do
+// is applied again. With an error it is not known whether it is there.
+func (k *Keeper) FilterLost(err error) { k.in.put(filterLost{err}) }
 
 // Holds is the position up to which standings are held, and the sessions that
 // are up: what a Watch resumes from and a full report says.
@@ -183,6 +189,14 @@ func (k *Keeper) decide(m any) Todo {
 		return k.book.Listed(m.server, m.asked, m.list, now)
 	case gone:
 		return k.confirm(m, now)
+	case filterLost:
+		if m.err != nil {
+			k.filterFails(m.err, now)
+			return Todo{}
+		}
+		todo := k.book.Regrant()
+		todo.Reports = append(todo.Reports, alarmEvent(alarmFilter, "somebody deleted the table; it is back", "", now))
+		return todo
 	case News:
 		switch {
 		case m.Snapshot:
@@ -296,16 +310,23 @@ func (k *Keeper) apply(grants []Grant) bool {
 		changes = append(changes, Access{Address: g.Address, Admit: max(0, g.Admit.Sub(now)), Quarantine: max(0, g.Quarantine.Sub(now))})
 	}
 	if err := k.o.Filter.Apply(changes); err != nil {
-		if !k.failing {
-			k.failing = true
-			k.o.Log.Error("packet filter does not take changes", "error", err)
-			k.o.Collector.Report(alarmEvent(alarmFilter, err.Error(), "", now))
-		}
+		k.filterFails(err, now)
 		return false
 	}
 	k.failing = false
 	clear(k.pending)
 	return true
+}
+
+// filterFails is said once until the packet filter takes changes again.
+func (k *Keeper) filterFails(err error, now time.Time) {
+	if k.failing {
+		return
+	}
+	k.failing = true
+	k.o.Log.Error("packet filter fails", "error", err)
+	k.o.Metrics.alarm(alarmFilter)
+	k.o.Collector.Report(alarmEvent(alarmFilter, err.Error(), "", now))
 }
 
 func (k *Keeper) forget(addresses []netip.Addr) {

@@ -264,6 +264,35 @@ func TestPacketFilterThatFailsIsTriedAgain(t *testing.T) {
 	})
 }
 
+// Somebody flushed all rules: sessions get back what they had, not more.
+func TestEmptiedPacketFilterIsFilledAgain(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.up()
+		time.Sleep(time.Second)
+		s.since()
+		s.keeper.FilterLost(nil)
+		if said := s.since(); !slices.Equal(said, []string{"access 10.8.0.2 14s 1h0m14s"}) {
+			t.Errorf("said %q", said)
+		}
+		s.stand(100, stands(quarantine))
+		s.since()
+		s.keeper.FilterLost(nil)
+		if said := s.since(); !slices.Equal(said, []string{"access 10.8.0.2 0s 1h0m14s"}) {
+			t.Errorf("in quarantine said %q", said)
+		}
+		for range 3 { // said once
+			s.keeper.FilterLost(errAway)
+		}
+		s.since()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		alarms := slices.DeleteFunc(s.events, func(e *gatev1.SessionEvent) bool { return e.GetAlarm().GetKind() != alarmFilter })
+		if len(alarms) != 3 {
+			t.Errorf("alarms %v", alarms)
+		}
+	})
+}
+
 // Nothing is heard of a collector: the lease ends, quarantine ends, and the
 // session is cut, each at its time.
 func TestDeadlinesFireByThemselves(t *testing.T) {
