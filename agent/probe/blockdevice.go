@@ -63,10 +63,6 @@ func (s *storage) describe(dir string) (layer, error) {
 	return l, nil
 }
 
-// underLUKS begins the UUID of a mapping that cryptsetup puts under a LUKS2
-// volume: dm-integrity, or the parts of a volume that is being encrypted anew.
-const underLUKS = "CRYPT-SUBDEV-"
-
 // mappingKinds maps the beginning of a device-mapper UUID to what it tells. A
 // longer prefix comes before a shorter one.
 var mappingKinds = []struct {
@@ -75,7 +71,7 @@ var mappingKinds = []struct {
 }{
 	{"CRYPT-VERITY-", posturev1.LayerType_LAYER_TYPE_INTEGRITY},
 	{"CRYPT-INTEGRITY-", posturev1.LayerType_LAYER_TYPE_INTEGRITY},
-	{underLUKS, posturev1.LayerType_LAYER_TYPE_OTHER},
+	{"CRYPT-SUBDEV-", posturev1.LayerType_LAYER_TYPE_OTHER}, // a part of a LUKS2 volume
 	{"CRYPT-LUKS1-", posturev1.LayerType_LAYER_TYPE_LUKS1},
 	{"CRYPT-LUKS2-OPAL-", posturev1.LayerType_LAYER_TYPE_LUKS2_OPAL},
 	{"CRYPT-LUKS2_OPAL-", posturev1.LayerType_LAYER_TYPE_LUKS2_OPAL},
@@ -90,9 +86,6 @@ var mappingKinds = []struct {
 }
 
 func mappingKind(uuid string) posturev1.LayerType {
-	if strings.HasPrefix(uuid, underLUKS) && strings.HasSuffix(uuid, "_dif") {
-		return posturev1.LayerType_LAYER_TYPE_INTEGRITY
-	}
 	for _, k := range mappingKinds {
 		if strings.HasPrefix(uuid, k.prefix) {
 			return k.kind

@@ -160,6 +160,15 @@ func (l layer) openedFrom(h *luksHeader) bool {
 	return false
 }
 
+// partOf is true for the mappings that cryptsetup puts under a LUKS2 volume:
+// dm-integrity, or the parts of one that is being encrypted anew. They carry
+// the volume's UUID behind a type of their own.
+func (l layer) partOf(volume layer) bool {
+	own, of := strings.Split(l.uuid, "-"), strings.Split(volume.uuid, "-")
+	return len(own) > 3 && len(of) > 3 && own[0] == "CRYPT" && of[0] == "CRYPT" &&
+		own[1] != of[1] && own[2] != "" && own[2] == of[2]
+}
+
 func contradiction(subject, mapping, header string) *posturev1.Contradiction {
 	return &posturev1.Contradiction{
 		Subject: subject,
@@ -181,7 +190,7 @@ type headerReading struct {
 // or below what cryptsetup puts in between.
 func (s *storage) header(crypt layer) (*luksHeader, error) {
 	lower, err := s.below(crypt)
-	for err == nil && len(lower) > 0 && strings.HasPrefix(lower[0].uuid, underLUKS) {
+	for err == nil && len(lower) > 0 && lower[0].partOf(crypt) {
 		lower, err = s.below(lower[0])
 	}
 	if err != nil {

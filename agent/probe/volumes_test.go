@@ -116,8 +116,14 @@ func TestVolumesFollowEveryPathToADisk(t *testing.T) {
 
 		{"LUKS2 with integrity has its header below", func(t *testing.T, m *machine) {
 			m.header("sda1", capture(t, "luks2.img"))
-			m.mapping("dm-0", "254:0", "root_dif", "CRYPT-SUBDEV-"+luks2UUID+"-root_dif", "sda1")
+			m.mapping("dm-0", "254:0", "root_dif", "CRYPT-INTEGRITY-"+luks2UUID+"-root_dif", "sda1")
 			m.mapping("dm-1", "254:1", "root", uuidOf("LUKS2", "root"), "dm-0")
+			m.mount("dm-1", "/", "ext4", "/dev/mapper/root")
+		}, []string{"root ext4: luks2(aes-xts-plain64) > integrity > partition > disk"}},
+
+		{"LUKS2 on a dm-integrity device has its header on it", func(t *testing.T, m *machine) {
+			m.mapping("dm-0", "254:0", "checked", "CRYPT-INTEGRITY-checked", "sda1")
+			m.luks(t, "dm-1", "254:1", "root", "dm-0")
 			m.mount("dm-1", "/", "ext4", "/dev/mapper/root")
 		}, []string{"root ext4: luks2(aes-xts-plain64) > integrity > partition > disk"}},
 
