@@ -433,7 +433,8 @@ func TestKnownDevicesGetQuarantineWithoutACollector(t *testing.T) {
 
 // At the renegotiation of keys the gate asks again.
 func TestRenegotiationAsksAgain(t *testing.T) {
-	s := newSite(t, "reneg-sec 2")
+	// OpenVPN waits for an answer half as long, in whole seconds.
+	s := newSite(t, "reneg-sec 6")
 	s.collector.set(s.device, admit)
 	s.startGate(t)
 	s.connect(t)
