@@ -48,7 +48,7 @@ func (s *site) awaitCut(t testing.TB) {
 func TestGateDoesNotStartBesideTokensThatPassItBy(t *testing.T) {
 	s := newSite(t, setting{})
 	s.gate.Stop(syscall.SIGTERM)
-	s.vpn.WriteServer(t, "auth-gen-token 3600")
+	s.configureGateway(t, "auth-gen-token 3600")
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
 	gate := s.gateway.Command(ctx, filepath.Join(s.bin, "pfoertner-gate"), "run", "--config", s.path("gate.yaml"))

@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -111,11 +113,10 @@ func newSite(t testing.TB, o setting) *site {
 	s.initCollector(t, o)
 	s.startCollector(t)
 	s.vpn = e2e.NewVPN(t, netip.MustParseAddr(gatewayOutside))
-	s.vpn.WriteServer(t, o.server...)
+	s.configureGateway(t, o.server...)
 	s.vpn.StartServer(t, s.gateway)
 	s.startTraffic(t)
 	s.register(t)
-	s.configureGate(t)
 	s.startGate(t)
 	return s
 }
@@ -244,18 +245,34 @@ func dial(in *e2e.Namespace, address string) (conn net.Conn, err error) {
 	return conn, err
 }
 
-func (s *site) configureGate(t testing.TB) {
+// configureGateway sets the gateway up as docs/gateway.md says, file by file,
+// with lines added to OpenVPN's.
+func (s *site) configureGateway(t testing.TB, server ...string) {
 	t.Helper()
-	s.write(t, "gate.yaml", fmt.Sprintf(`collectors: ["%s:7602"]
-pki: %s
-state: %s
-openvpn:
-  - config: %s
-    management: %s
-quarantine:
-  destinations: [%s, %s]
-health: ""
-`, collectorInside, s.path("gate"), s.path("gate-state"), s.vpn.ServerConfig(), s.vpn.Management(), collectorInside, patchServer))
+	guide, err := os.ReadFile(filepath.Join("..", "..", "docs", "gateway.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	here := strings.NewReplacer(
+		"/run/openvpn-server/pfoertner.sock", s.vpn.Management(),
+		"/etc/openvpn/server/pfoertner.conf", s.vpn.ServerConfig(),
+		"/etc/openvpn/server", s.vpn.Dir,
+		"/etc/pfoertner-gate", s.path("gate"),
+		"/var/lib/pfoertner-gate", s.path("gate-state"),
+	)
+	file := func(name string) string {
+		block := regexp.MustCompile("(?s)```\\w*\n# " + regexp.QuoteMeta(name) + "\n(.*?)```").FindSubmatch(guide)
+		if block == nil {
+			t.Fatalf("docs/gateway.md has no %s", name)
+		}
+		return here.Replace(string(block[1]))
+	}
+	lines := file("/etc/openvpn/server/pfoertner.conf") + strings.Join(server, "\n") + "\n"
+	if err := os.WriteFile(s.vpn.ServerConfig(), []byte(lines), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.write(t, "gate.yaml", file("/etc/pfoertner-gate/gate.yaml"))
+	s.gateway.Run(t, "nft", "-f", s.write(t, "nftables.conf", file("/etc/nftables.conf")))
 }
 
 // startGate starts the gate and waits until it speaks with both sides.
