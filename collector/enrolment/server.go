@@ -139,7 +139,7 @@ func (s *Server) enrol(ctx context.Context, stream enrolStream, hello *agentv1.H
 	if err := s.challenge(ctx, stream, hello, key); err != nil {
 		return nil, err
 	}
-	device, err := s.useToken(ctx, hello)
+	device, err := s.useToken(ctx, hello, key)
 	if err != nil {
 		return nil, err
 	}
@@ -222,7 +222,7 @@ func (s *Server) challenge(ctx context.Context, stream enrolStream, hello *agent
 }
 
 // useToken spends the token and returns the asset that it is bound to.
-func (s *Server) useToken(ctx context.Context, hello *agentv1.Hello) (*fleetv1.Device, error) {
+func (s *Server) useToken(ctx context.Context, hello *agentv1.Hello, key crypto.PublicKey) (*fleetv1.Device, error) {
 	hash := hashToken(hello.GetToken())
 	number, err := s.Registry.store.UseToken(ctx, hash, s.Now())
 	no := &refusal{kind: "token.refused", asset: number, detail: hex.EncodeToString(hash[:8])}
@@ -230,9 +230,10 @@ func (s *Server) useToken(ctx context.Context, hello *agentv1.Hello) (*fleetv1.D
 	case errors.Is(err, fs.ErrNotExist):
 		no.reason = "unknown"
 		return nil, no
-	case errors.Is(err, fs.ErrExist):
+	case errors.Is(err, fs.ErrExist) && (errors.Is(err, os.ErrDeadlineExceeded) || !s.answerWasLost(number, key)):
 		no.reason = "used"
 		return nil, no
+	case errors.Is(err, fs.ErrExist): // the lost answer, once more
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		no.reason = "expired"
 		return nil, no
@@ -245,6 +246,18 @@ func (s *Server) useToken(ctx context.Context, hello *agentv1.Hello) (*fleetv1.D
 		return nil, no
 	}
 	return device, nil
+}
+
+// answerWasLost says whether a used token comes again with the very key that
+// was enrolled with it: the notebook has proved the key, but never got its
+// certificate. It is issued once more.
+func (s *Server) answerWasLost(assetNumber string, key crypto.PublicKey) bool {
+	device, ok := s.Registry.Find(assetNumber)
+	if !ok {
+		return false
+	}
+	spki, err := attest.SPKI(key)
+	return err == nil && s.Registry.Accepts(device.GetId(), spki) == nil
 }
 
 // check compares what the inventory says with what the notebook says of

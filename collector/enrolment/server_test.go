@@ -241,6 +241,32 @@ func TestNewTokenReplacesTheCredentialOfADevice(t *testing.T) {
 	}
 }
 
+func TestNotebookThatNeverGotItsCertificateGetsItOnceMore(t *testing.T) {
+	o := newOffice(t, Limits{})
+	o.stock(t, "NB-1;;;PF1;;;;\n")
+	client := o.dial(t)
+	token := o.token(t, "NB-1")
+	lost := newAttempt(t, token, "PF1")
+	first, err := lost.try(t, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := lost.try(t, client)
+	if err != nil {
+		t.Fatalf("the same key with the same token: %v", err)
+	}
+	if again.GetDeviceId() != first.GetDeviceId() {
+		t.Errorf("device %s became %s", first.GetDeviceId(), again.GetDeviceId())
+	}
+	if _, err := newAttempt(t, token, "PF1").try(t, client); err == nil {
+		t.Error("a used token enrolled another key")
+	}
+	o.clock.turn(72 * time.Hour)
+	if _, err := lost.try(t, client); err == nil {
+		t.Error("an expired token still gives certificates")
+	}
+}
+
 // Whatever the reason, a stranger sees the same; the audit log tells it.
 func TestRefusalsLookAlikeAndAreAudited(t *testing.T) {
 	o := newOffice(t, Limits{Attempts: Rate{1e6, 1e6}, AttemptsPerPeer: Rate{1e6, 1e6}, RefusalsPerPeer: Rate{1e6, 1e6}, Open: 10})

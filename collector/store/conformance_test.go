@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -699,10 +700,11 @@ func failsAlone(t *testing.T, open func() *Store) {
 	s, ctx := open(), t.Context()
 	enrol(t, s, 30)
 	check(t, s.SaveToken(ctx, []byte("taken"), assetNumber(0), morning))
-	release := make(chan struct{})
+	entered, release := make(chan struct{}), make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		err := s.writer.write(ctx, func(*tx) error {
+			close(entered)
 			<-release
 			return nil
 		})
@@ -710,6 +712,7 @@ func failsAlone(t *testing.T, open func() *Store) {
 			t.Error(err)
 		}
 	})
+	<-entered
 	for i := range 30 {
 		wg.Go(func() {
 			record := audit.Record{At: morning, Kind: "verdict.changed", DeviceID: deviceID(i)}
@@ -729,7 +732,7 @@ func failsAlone(t *testing.T, open func() *Store) {
 			wants(t, err, fs.ErrExist)
 		})
 	}
-	for queued := 0; queued < 30; {
+	for queued := 0; queued < 30; runtime.Gosched() {
 		s.writer.mu.Lock()
 		queued = len(s.writer.queue)
 		s.writer.mu.Unlock()

@@ -25,8 +25,8 @@ func (s *Store) SaveToken(ctx context.Context, hash []byte, assetNumber string, 
 // UseToken spends a token, once, and returns the asset that it is for. Of many
 // callers with the same token one succeeds. The error wraps fs.ErrNotExist for
 // an unknown token, fs.ErrExist for one that was used, os.ErrDeadlineExceeded
-// for one that has expired at now; with the last two the asset is returned all
-// the same, for the audit record.
+// for one that has expired at now, both for one that is both; with these two the
+// asset is returned all the same, for the audit record.
 func (s *Store) UseToken(ctx context.Context, hash []byte, now time.Time) (assetNumber string, err error) {
 	err = s.change(ctx, "using token", nil, func(t *tx) error {
 		var expires int64
@@ -35,6 +35,8 @@ func (s *Store) UseToken(ctx context.Context, hash []byte, now time.Time) (asset
 		switch {
 		case err != nil:
 			return err
+		case used.Valid && now.UnixNano() >= expires:
+			return fmt.Errorf("used already (%w) and expired (%w)", fs.ErrExist, os.ErrDeadlineExceeded)
 		case used.Valid:
 			return fmt.Errorf("used already: %w", fs.ErrExist)
 		case now.UnixNano() >= expires:
