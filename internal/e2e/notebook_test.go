@@ -63,7 +63,7 @@ func (s *site) startAgent(t testing.TB, want posturev1.Verdict) {
 
 func (s *site) runAgent(t testing.TB, collector string) {
 	t.Helper()
-	s.agent = e2e.Start(t, "agent", s.notebook.Command(context.Background(), filepath.Join(s.bin, "testagent"),
+	s.agent = e2e.Start(t, "agent", s.notebook.Command(context.Background(), filepath.Join(programs, "testagent"),
 		"--tree", s.tree, "--state", s.path("agent"), "--collector", collector+":7601",
 		"--ca", s.path("operator", "server-ca.crt"), "--token", s.token(t, asset)))
 }
@@ -96,7 +96,7 @@ func (s *site) result(t testing.TB) *posturev1.Result {
 func (s *site) awaitResult(t testing.TB, what string, is func(*posturev1.Result) bool) *posturev1.Result {
 	t.Helper()
 	var r *posturev1.Result
-	if !e2e.Eventually(t, 2*soon, func() bool { r = s.result(t); return r != nil && is(r) }) {
+	if !e2e.EventuallyEvery(t, patience, 2*soon, func() bool { r = s.result(t); return r != nil && is(r) }) {
 		t.Fatalf("%s: the result is %v", what, r)
 	}
 	return r

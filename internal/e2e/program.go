@@ -131,7 +131,14 @@ func (o *output) changed() <-chan struct{} {
 // is for states of other processes, which tell nobody when they change.
 func Eventually(t testing.TB, within time.Duration, ok func() bool) bool {
 	t.Helper()
-	tick := time.NewTicker(2 * time.Millisecond)
+	return EventuallyEvery(t, 2*time.Millisecond, within, ok)
+}
+
+// EventuallyEvery is Eventually for questions that cost something: it asks once
+// in every interval.
+func EventuallyEvery(t testing.TB, interval, within time.Duration, ok func() bool) bool {
+	t.Helper()
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	deadline := time.After(within)
 	for {

@@ -38,7 +38,7 @@ func TestLiveSessionIsCutWhenTheDiskTurnsUnencrypted(t *testing.T) {
 // awaitCut waits until the gate has told the collector that the session is gone.
 func (s *site) awaitCut(t testing.TB) {
 	t.Helper()
-	if !e2e.Eventually(t, soon, func() bool { return strings.Contains(s.operator(t, "events"), "session.cut") }) {
+	if !e2e.EventuallyEvery(t, patience, soon, func() bool { return strings.Contains(s.operator(t, "events"), "session.cut") }) {
 		t.Fatalf("no cut was confirmed:\n%s", s.operator(t, "sessions"))
 	}
 }
@@ -51,7 +51,7 @@ func TestGateDoesNotStartBesideTokensThatPassItBy(t *testing.T) {
 	s.configureGateway(t, "auth-gen-token 3600")
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
-	gate := s.gateway.Command(ctx, filepath.Join(s.bin, "pfoertner-gate"), "run", "--config", s.path("gate.yaml"))
+	gate := s.gateway.Command(ctx, filepath.Join(programs, "pfoertner-gate"), "run", "--config", s.path("gate.yaml"))
 	out, err := gate.CombinedOutput()
 	if _, failed := err.(*exec.ExitError); !failed || ctx.Err() != nil {
 		t.Errorf("the gate started: %v\n%s", err, out)

@@ -26,8 +26,10 @@ const (
 	soon = 45 * time.Second
 	// still is how long nothing must get through to count as silence.
 	still = 500 * time.Millisecond
-	// pace is the interval of the traffic that tests watch.
-	pace = 5 * time.Millisecond
+	// pace is the interval of the traffic that tests watch, patience of questions
+	// to the collector.
+	pace     = 5 * time.Millisecond
+	patience = 100 * time.Millisecond
 )
 
 // The addresses of the test network. Notebooks reach the gateway and the
@@ -43,41 +45,39 @@ const (
 	gatewayTunnel    = "10.8.0.1"
 )
 
-// programs builds the three programs, as they are released, and the test agent,
-// once for all tests, and returns their directory. TestMain removes it.
-var programs = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "pfoertner-e2e-")
-	if err != nil {
-		return "", err
-	}
-	for name, pkg := range map[string]string{
-		"pfoertner-collector": "pfoertner/collector",
-		"pfoertner-gate":      "pfoertner/collector/gate",
-		"testagent":           "pfoertner/agent/testagent",
-	} {
-		build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, name), pkg)
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			return dir, fmt.Errorf("building %s: %w\n%s", name, err, out)
-		}
-	}
-	return dir, nil
-})
+// programs is the directory of the programs under test: the collector and the
+// gate, as they are released, and the test agent. They are built once for all
+// tests; TestMain removes them.
+var (
+	programs string
+	built    sync.Once
+)
+
+func buildPrograms(t testing.TB) {
+	t.Helper()
+	built.Do(func() {
+		build(t, filepath.Join(programs, "pfoertner-collector"), "pfoertner/collector")
+		build(t, filepath.Join(programs, "pfoertner-gate"), "pfoertner/collector/gate")
+		build(t, filepath.Join(programs, "testagent"), "pfoertner/agent/testagent")
+	})
+}
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if os.Geteuid() == 0 { // else every test is skipped and nothing was built
-		if dir, _ := programs(); dir != "" {
-			os.RemoveAll(dir)
+	os.Exit(func() int {
+		var err error
+		if programs, err = os.MkdirTemp("", "pfoertner-e2e-"); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
 		}
-	}
-	os.Exit(code)
+		defer os.RemoveAll(programs)
+		return m.Run()
+	}())
 }
 
 // site is the test network: a notebook, a gateway with a real OpenVPN server
 // and the gate, a collector, and the network that they guard.
 type site struct {
-	bin, dir string
+	dir string
 
 	notebook, gateway, inside *e2e.Namespace // inside is the collector's machine
 	vpn                       *e2e.VPN
@@ -125,12 +125,9 @@ func newSite(t testing.TB, o setting) *site {
 func newNetwork(t testing.TB) *site {
 	t.Helper()
 	e2e.Require(t, "openvpn", "nft", "sysctl", "ping", "go")
-	bin, err := programs()
-	if err != nil {
-		t.Fatal(err)
-	}
+	buildPrograms(t)
 	s := &site{
-		bin: bin, dir: t.TempDir(),
+		dir:      t.TempDir(),
 		notebook: e2e.NewNamespace(t, "notebook"), gateway: e2e.NewNamespace(t, "gateway"), inside: e2e.NewNamespace(t, "collector"),
 	}
 	e2e.Cable(t, e2e.End{In: s.notebook, Device: "eth0", Addresses: []string{"203.0.113.2/24"}},
@@ -190,7 +187,7 @@ func (s *site) run(t testing.TB, in *e2e.Namespace, program string, args ...stri
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), soon)
 	defer cancel()
-	out, err := in.Command(ctx, filepath.Join(s.bin, program), args...).Output()
+	out, err := in.Command(ctx, filepath.Join(programs, program), args...).Output()
 	if err != nil {
 		said := ""
 		if e, ok := err.(*exec.ExitError); ok {
@@ -224,7 +221,7 @@ func (s *site) initCollector(t testing.TB, o setting) {
 func (s *site) startCollector(t testing.TB) {
 	t.Helper()
 	s.collector = e2e.Start(t, "collector", s.inside.Command(context.Background(),
-		filepath.Join(s.bin, "pfoertner-collector"), "serve", "--config", s.path("collector.yaml")))
+		filepath.Join(programs, "pfoertner-collector"), "serve", "--config", s.path("collector.yaml")))
 	if !e2e.Eventually(t, soon, func() bool {
 		conn, err := dial(s.inside, "127.0.0.1:7603")
 		if err == nil {
@@ -279,7 +276,7 @@ func (s *site) configureGateway(t testing.TB, server ...string) {
 func (s *site) startGate(t testing.TB) {
 	t.Helper()
 	s.gate = e2e.Start(t, "gate", s.gateway.Command(context.Background(),
-		filepath.Join(s.bin, "pfoertner-gate"), "run", "--config", s.path("gate.yaml")))
+		filepath.Join(programs, "pfoertner-gate"), "run", "--config", s.path("gate.yaml")))
 	says(t, s.gate, "collector found")
 	says(t, s.gate, "vpn server attached")
 }
