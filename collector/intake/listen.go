@@ -23,8 +23,9 @@ func (s *Service) TLS(own func() (*tls.Certificate, error), devices *x509.CertPo
 }
 
 // ServerOptions is how the agents' gRPC server is made: bounded messages and
-// connections, small buffers because there are many, and a new handshake every
-// 12 hours at the latest because only a handshake asks for the certificate.
+// connections, small buffers because there are many (TLS buffers what it reads
+// anyway), and a new handshake every 12 hours at the latest because only a
+// handshake asks for the certificate.
 func ServerOptions(config *tls.Config) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.Creds(credentials.NewTLS(config)),
@@ -33,7 +34,7 @@ func ServerOptions(config *tls.Config) []grpc.ServerOption {
 		grpc.MaxSendMsgSize(posture.MaxMessageBytes),
 		grpc.MaxConcurrentStreams(4),
 		grpc.MaxHeaderListSize(16 << 10),
-		grpc.ReadBufferSize(4 << 10),
+		grpc.ReadBufferSize(0),
 		grpc.WriteBufferSize(4 << 10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionIdle:     2 * time.Minute, // enrolled, or waiting for nothing

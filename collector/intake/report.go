@@ -117,7 +117,14 @@ func (st *session) evidence(ctx context.Context, r *agentv1.Report) (ev *posture
 	return ev, "", nil
 }
 
+// submit hands a report to the Verifier when it is its turn.
 func (st *session) submit(ctx context.Context, ev *posturev1.Evidence, digest []byte, collectedAt time.Time) (*posturev1.Result, error) {
+	select {
+	case st.service.turns <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	defer func() { <-st.service.turns }()
 	if ev == nil {
 		return st.service.Verifier.Confirm(ctx, st.deviceID, collectedAt)
 	}

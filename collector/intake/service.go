@@ -94,11 +94,19 @@ type Service struct {
 	agentv1.UnimplementedSessionServiceServer
 	Options
 
+	// turns holds a token for every report that the Verifier works on.
+	turns chan struct{}
+
 	mu       sync.Mutex
 	closed   bool
 	live     map[string]*session
 	presence map[string]presence // every device since the collector started
 }
+
+// maxTurns is how many reports are worked on at the same time: as many as the
+// store puts into one commit. When a whole fleet reports at once, more would
+// only take memory.
+const maxTurns = 256
 
 type presence struct {
 	lastSeen     time.Time
@@ -125,7 +133,7 @@ func NewService(o Options) *Service {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	s := &Service{Options: o, live: map[string]*session{}, presence: map[string]presence{}}
+	s := &Service{Options: o, turns: make(chan struct{}, maxTurns), live: map[string]*session{}, presence: map[string]presence{}}
 	o.Registry.OnChange(s.changed)
 	return s
 }

@@ -161,6 +161,41 @@ func TestSuspensionEndsTheStreamNow(t *testing.T) {
 	}
 }
 
+// When a whole fleet reports at once, reports wait for their turn; who may no
+// longer be here does not.
+func TestReportsTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		defer h.server.Stop()
+		a, b := h.enrolled(t, deviceA).hello(), h.enrolled(t, deviceB).hello()
+		defer a.conn.Close()
+		defer b.conn.Close()
+		for range maxTurns {
+			h.turns <- struct{}{}
+		}
+		report := a.full(evidence("amd64"))
+		a.send(message(report))
+		b.send(message(b.full(evidence("amd64"))))
+		synctest.Wait()
+		if submitted, _ := h.desk.counts(); submitted > 0 {
+			t.Errorf("%d reports were not held up", submitted)
+		}
+		h.door.set(deviceB, suspended)
+		b.ends(codes.PermissionDenied)
+		<-h.turns
+		if m := a.receive(); m.GetAcknowledgement().GetSequence() != report.GetSequence() {
+			t.Errorf("got %v", m)
+		}
+		if submitted, _ := h.desk.counts(); submitted != 1 {
+			t.Errorf("%d reports were submitted", submitted)
+		}
+		synctest.Wait()
+		if n := len(h.turns); n != maxTurns-1 {
+			t.Errorf("%d turns are taken, want %d", n, maxTurns-1)
+		}
+	})
+}
+
 // A client that does not read its answers cannot hold up its own end.
 func TestSuspensionEndsAStreamThatNobodyReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

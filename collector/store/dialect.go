@@ -28,10 +28,12 @@ const begin = "BEGIN IMMEDIATE"
 
 // pragmas of the writing connection. WAL with synchronous FULL: a commit is on
 // the disk when it returns. The checkpoint comes late enough that it rarely
-// holds up a commit; the file it bounds stays near 32 MiB.
+// holds up a commit; the file it bounds stays near 32 MiB. A larger cache than
+// 16 MiB costs twice its size in memory and writes no faster, as a fleet's
+// reports come in no order.
 var pragmas = []string{
 	"busy_timeout(5000)", "journal_mode(wal)", "synchronous(full)", "foreign_keys(on)",
-	"wal_autocheckpoint(8000)", "cache_size(-65536)", "trusted_schema(off)",
+	"wal_autocheckpoint(8000)", "cache_size(-16384)", "trusted_schema(off)",
 }
 
 func openWrites(path string) (*sql.DB, error) {
