@@ -33,7 +33,12 @@ func TestEncryptionOfOneVolume(t *testing.T) {
 		}))), stateEncrypted},
 		{"plain dm-crypt swap with a random key", root(path(crypt(func(l *posturev1.StorageLayer) {
 			l.Type, l.KeyFile = posturev1.LayerType_LAYER_TYPE_PLAIN_CRYPT, posturev1.KeyFile_KEY_FILE_RANDOM
+			l.VerifiedBy = posturev1.VerifiedBy_VERIFIED_BY_TABLE
 		}))), stateEncrypted},
+		{"plain dm-crypt swap of which only crypttab tells the cipher", root(path(crypt(func(l *posturev1.StorageLayer) {
+			l.Type, l.KeyFile = posturev1.LayerType_LAYER_TYPE_PLAIN_CRYPT, posturev1.KeyFile_KEY_FILE_RANDOM
+			l.VerifiedBy = posturev1.VerifiedBy_VERIFIED_BY_NONE
+		}))), stateUnverified},
 		{"key file on an encrypted volume", root(path(crypt(func(l *posturev1.StorageLayer) {
 			l.KeyFile = posturev1.KeyFile_KEY_FILE_ON_ENCRYPTED
 		}))), stateEncrypted},
