@@ -1,12 +1,10 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,17 +12,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-
-	"pfoertner/internal/mtls"
 )
-
-// maxAnswer is the largest answer of the server that a command takes.
-const maxAnswer = 64 << 20
 
 // client is what operators' commands share: where the server is, who asks, and
 // how answers are printed.
@@ -92,41 +83,6 @@ func defaultOperator() string {
 	return filepath.Join(dir, "pfoertner", "operator")
 }
 
-// connect opens a connection with the operator's certificate. The connection
-// is made with the first call.
-func (c *client) connect() (*grpc.ClientConn, error) {
-	certificate := mtls.FromFiles(filepath.Join(c.identity, "operator.crt"), filepath.Join(c.identity, "operator.key"))
-	if _, err := certificate(); err != nil {
-		return nil, fmt.Errorf("reading the operator's certificate (--operator): %w", err)
-	}
-	servers, err := mtls.Pool(filepath.Join(c.identity, "server-ca.crt"))
-	if err != nil {
-		return nil, fmt.Errorf("reading the collector's CA (--operator): %w", err)
-	}
-	host, _, err := net.SplitHostPort(c.address)
-	if err != nil {
-		return nil, fmt.Errorf("--collector: %w", err)
-	}
-	config := mtls.ClientConfig(mtls.ClientOptions{
-		Certificate: certificate,
-		Servers:     servers,
-		ServerName:  host,
-	})
-	return grpc.NewClient(c.address,
-		grpc.WithTransportCredentials(credentials.NewTLS(config)),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer), grpc.MaxCallSendMsgSize(maxAnswer)))
-}
-
-// ask connects, calls and closes.
-func (c *client) ask(ctx context.Context, call func(context.Context, *grpc.ClientConn) error) (err error) {
-	conn, err := c.connect()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, conn.Close()) }()
-	return call(ctx, conn)
-}
-
 // printJSON prints one message as a program reads it.
 func (c *client) printJSON(m proto.Message) error {
 	b, err := protojson.MarshalOptions{EmitUnpopulated: true, UseProtoNames: true}.Marshal(m)
@@ -157,8 +113,9 @@ func (c *client) table(header string, rows [][]string) error {
 // plain is an error as a person reads it: what the server said, without the
 // transport's wrapping.
 func plain(err error) string {
-	if s, ok := status.FromError(err); ok {
-		return s.Message()
+	var said interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &said) {
+		return said.GRPCStatus().Message()
 	}
 	return err.Error()
 }
@@ -180,4 +137,12 @@ func dash(s string) string {
 		return "–"
 	}
 	return s
+}
+
+// count is a number of things in words: "1 error", "2 errors".
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -29,7 +30,10 @@ func (c *client) devices() *cobra.Command {
 
 The filter is a CEL expression over device, asset, evidence, result and now:
   --filter 'result.verdict == DENY && asset.unit.startsWith("inneres/")'
-  --filter 'evidence.patch.pending_security > 0'`,
+  --filter 'evidence.patch.pending_security > 0'
+  --filter 'asset.state == ACTIVE && !has(device.result)'
+What a device has not reported reads as zero, and the zero verdict is DENY.
+Counts are unsigned: write == 0u.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.ask(cmd.Context(), func(ctx context.Context, conn *grpc.ClientConn) error {
@@ -39,7 +43,10 @@ The filter is a CEL expression over device, asset, evidence, result and now:
 					if err != nil {
 						return err
 					}
-					return c.printJSON(answer.GetDevice())
+					if c.json {
+						return c.printJSON(answer.GetDevice())
+					}
+					return c.showDevice(answer.GetDevice())
 				}
 				return c.listDevices(ctx, fleet, req)
 			})
@@ -69,10 +76,14 @@ func (c *client) listDevices(ctx context.Context, fleet fleetv1.FleetServiceClie
 			}
 			rows = append(rows, deviceRow(d))
 		}
-		if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
+		if req.PageToken == "" && page.GetNextPageToken() == "" {
 			break
 		}
 		fmt.Fprintf(c.progress, "\r%d of %d", len(rows), page.GetTotal())
+		if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
+			fmt.Fprintln(c.progress)
+			break
+		}
 	}
 	if c.json {
 		return nil
@@ -92,6 +103,48 @@ func deviceRow(d *fleetv1.Device) []string {
 		d.GetAsset().GetAssetNumber(), dash(d.GetAsset().GetUnit()), word(d.GetAsset().GetState()),
 		verdict, dash(d.GetResult().GetCode()), online, at(d.GetLastSeenAt()),
 	}
+}
+
+// showDevice prints what is known of one device, line by line.
+func (c *client) showDevice(d *fleetv1.Device) error {
+	a, res := d.GetAsset(), d.GetResult()
+	seen := at(d.GetLastSeenAt())
+	if d.GetOnline() {
+		seen += ", online"
+	}
+	verdict := "–"
+	if res != nil {
+		verdict = fmt.Sprintf("%s by %s, version %d", word(res.GetVerdict()), res.GetPolicy(), res.GetPolicyVersion())
+		if res.GetCode() != "" {
+			verdict += ", code " + res.GetCode()
+		}
+	}
+	certificates := make([]string, len(a.GetVpnCertificatesSha256()))
+	for i, sum := range a.GetVpnCertificatesSha256() {
+		certificates[i] = fmt.Sprintf("%x", sum)
+	}
+	w := tabwriter.NewWriter(c.out, 0, 4, 2, ' ', 0)
+	for _, row := range [][2]string{
+		{"asset", a.GetAssetNumber()},
+		{"device", d.GetId()},
+		{"state", word(a.GetState())},
+		{"unit", a.GetUnit()},
+		{"groups", strings.Join(a.GetGroups(), ", ")},
+		{"model", strings.TrimSpace(a.GetVendor() + " " + a.GetModel())},
+		{"serial", a.GetSerial()},
+		{"key", word(a.GetKeyProtection())},
+		{"VPN certificate", strings.Join(certificates, ", ")},
+		{"enrolled", at(d.GetEnrolledAt())},
+		{"certificate until", at(d.GetCertificateExpiresAt())},
+		{"agent", d.GetAgentVersion()},
+		{"last seen", seen},
+		{"evidence", at(res.GetCollectedAt())},
+		{"verdict", verdict},
+	} {
+		fmt.Fprintf(w, "%s\t%s\n", row[0], dash(row[1]))
+	}
+	fmt.Fprintf(w, "\n\"explain %s\" says why; --json shows all of the evidence.\n", a.GetAssetNumber())
+	return w.Flush()
 }
 
 func (c *client) explain() *cobra.Command {
@@ -129,7 +182,7 @@ func explainEither(ctx context.Context, fleet fleetv1.FleetServiceClient, word s
 	}
 	answer, err = fleet.Explain(ctx, &fleetv1.ExplainRequest{Subject: &fleetv1.ExplainRequest_Code{Code: word}})
 	if code := status.Code(err); code == codes.NotFound || code == codes.InvalidArgument {
-		return nil, fmt.Errorf("%q is neither an asset number, a device id nor a refusal code", word)
+		return nil, fmt.Errorf("%q is no asset number, no device id and no refusal code that is still kept", word)
 	}
 	return answer, err
 }
@@ -196,7 +249,7 @@ func (c *client) events() *cobra.Command {
 						dash(cmp.Or(e.GetAssetNumber(), e.GetDeviceId())), details(e.GetDetails()),
 					})
 				}
-				return c.table("NR AT KIND ACTOR DEVICE DETAILS", rows)
+				return c.table("SEQ AT KIND ACTOR DEVICE DETAILS", rows)
 			})
 		},
 	}
@@ -205,10 +258,13 @@ func (c *client) events() *cobra.Command {
 	return cmd
 }
 
+// details are those of an event in one cell; empty ones say nothing.
 func details(d map[string]string) string {
 	var parts []string
 	for _, k := range slices.Sorted(maps.Keys(d)) {
-		parts = append(parts, k+"="+d[k])
+		if d[k] != "" {
+			parts = append(parts, k+"="+d[k])
+		}
 	}
 	return strings.Join(parts, " ")
 }

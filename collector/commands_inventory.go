@@ -49,32 +49,44 @@ key_protection, vpn_certificate_sha256. --dry-run shows what would change.`,
 	return cmd
 }
 
+// printImport prints what the file changes, or everything that is wrong with
+// it, as compilers do.
 func (c *client) printImport(file string, answer *fleetv1.ImportResponse) error {
-	faulty := len(answer.GetErrors()) > 0
-	if c.json {
+	faults := answer.GetErrors()
+	switch {
+	case c.json:
 		if err := c.printJSON(answer); err != nil {
 			return err
 		}
-	} else {
-		for _, e := range answer.GetErrors() {
-			fmt.Fprintf(c.out, "%s:%d: %s: %s\n", file, e.GetLine(), dash(e.GetColumn()), e.GetMessage())
+	case len(faults) > 0:
+		for _, e := range faults {
+			fmt.Fprintf(c.out, "%s:%d: %s\n", file, e.GetLine(), strings.TrimPrefix(e.GetColumn()+": "+e.GetMessage(), ": "))
 		}
-		for _, ch := range answer.GetChanges() {
-			fmt.Fprintf(c.out, "%s %s\n", ch.GetKind(), ch.GetAssetNumber())
-			for _, f := range ch.GetFields() {
-				fmt.Fprintf(c.out, "  %s: %s → %s\n", f.GetField(), dash(f.GetBefore()), dash(f.GetAfter()))
-			}
-		}
-		done := "would change"
-		if answer.GetApplied() {
-			done = "changed"
-		}
-		fmt.Fprintf(c.out, "%d %s, %d unchanged\n", len(answer.GetChanges()), done, answer.GetUnchanged())
+	default:
+		c.printChanges(answer)
 	}
-	if faulty {
-		return fmt.Errorf("%s: %d errors, nothing was changed", file, len(answer.GetErrors()))
+	if len(faults) > 0 {
+		return fmt.Errorf("%s: %s, nothing was changed", file, count(len(faults), "error"))
 	}
 	return nil
+}
+
+func (c *client) printChanges(answer *fleetv1.ImportResponse) {
+	for _, ch := range answer.GetChanges() {
+		fmt.Fprintf(c.out, "%s %s\n", ch.GetKind(), ch.GetAssetNumber())
+		for _, f := range ch.GetFields() {
+			value := f.GetAfter()
+			if ch.GetKind() != "add" {
+				value = dash(f.GetBefore()) + " → " + dash(value)
+			}
+			fmt.Fprintf(c.out, "  %s: %s\n", f.GetField(), value)
+		}
+	}
+	done := "would change"
+	if answer.GetApplied() {
+		done = "changed"
+	}
+	fmt.Fprintf(c.out, "%d %s, %d unchanged\n", len(answer.GetChanges()), done, answer.GetUnchanged())
 }
 
 func (c *client) bind() *cobra.Command {

@@ -42,7 +42,7 @@ func (c *client) policyCheck() *cobra.Command {
 					return err
 				}
 				if !c.json {
-					fmt.Fprintf(c.out, "%s: %s, %d rules, in order\n", args[0], answer.GetName(), answer.GetRules())
+					fmt.Fprintf(c.out, "%s: %s, %s, in order\n", args[0], answer.GetName(), count(int(answer.GetRules()), "rule"))
 				}
 				return nil
 			})
@@ -61,7 +61,7 @@ func (c *client) policyErrors(file string, faults []*fleetv1.PolicyError) error 
 			fmt.Fprintf(c.out, "%s:%d:%d: %s\n", file, e.GetLine(), e.GetColumn(), e.GetMessage())
 		}
 	}
-	return fmt.Errorf("%s: %d errors, nothing was changed", file, len(faults))
+	return fmt.Errorf("%s: %s, nothing was changed", file, count(len(faults), "error"))
 }
 
 func (c *client) policyApply() *cobra.Command {
@@ -211,7 +211,7 @@ func (c *client) followVerify(stream grpc.ServerStreamingClient[fleetv1.VerifyRe
 			for _, f := range step.GetFaults() {
 				fmt.Fprintf(c.progress, "record %d: %s: %s\n", f.GetSequence(), f.GetKind(), f.GetMessage())
 			}
-			return fmt.Errorf("the audit log is not whole: %d faults", n)
+			return fmt.Errorf("the audit log is not whole: %s", count(n, "fault"))
 		}
 		if !c.json {
 			fmt.Fprintf(c.out, "%d records, none changed, none missing; newest %x\n", step.GetChecked(), step.GetHead())

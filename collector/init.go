@@ -27,7 +27,7 @@ func newInit(out io.Writer) *cobra.Command {
 	var configFile, operator, operatorDir string
 	var names []string
 	cmd := &cobra.Command{
-		Use:   "init --name HOST --operator NAME",
+		Use:   "init --name HOST --operator-name NAME",
 		Short: "Make the keys of a new collector and its first operator",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {

@@ -285,8 +285,19 @@ func (e *enums) constants() []constant {
 	return list
 }
 
-// advise adds to CEL's "undeclared reference" the names that were meant.
+// advise says in words for policy authors what CEL says in those of its parser,
+// and names what was probably meant.
 func (l *language) advise(message string) string {
+	if rest, ok := strings.CutPrefix(message, "Syntax error: mismatched input '"); ok {
+		token, _, _ := strings.Cut(rest, "' expecting ")
+		if token == "<EOF>" {
+			return "the expression ends too early"
+		}
+		return fmt.Sprintf("%q does not belong here", token)
+	}
+	if strings.HasSuffix(message, "applied to '(uint, int)'") || strings.HasSuffix(message, "applied to '(int, uint)'") {
+		return message + ": counts are unsigned, write 0u instead of 0"
+	}
 	rest, ok := strings.CutPrefix(message, "undeclared reference to '")
 	if !ok {
 		return message

@@ -68,6 +68,10 @@ func TestFilterErrorsNameThePlace(t *testing.T) {
 		"now":                            "line 1, column 1: the filter has to be true or false",
 		"params.x == 1":                  "declares no such name",
 		"result.verdict == NONE":         "NONE stands for different values",
+
+		"evidence.patch.pending_security == 0": "line 1, column 33: found no matching overload for '_==_' applied to '(uint, int)': counts are unsigned, write 0u instead of 0",
+		"evidence.patch.pending_security > ":   "line 1, column 35: the expression ends too early",
+		"device.online and device.online":      `line 1, column 15: "and" does not belong here`,
 	} {
 		t.Run(expr, func(t *testing.T) {
 			if _, err := CompileFilter(expr); err == nil || !strings.Contains(err.Error(), want) {

@@ -47,7 +47,10 @@ func (r *Registry) Import(ctx context.Context, actor string, csv []byte) (*fleet
 		}
 		details := map[string]string{}
 		for _, f := range change.Fields {
-			details[f.Field] = f.Before + " → " + f.After
+			details[f.Field] = f.After
+			if change.Kind == kindChange {
+				details[f.Field] = f.Before + " → " + f.After
+			}
 		}
 		records = append(records, r.record(kind, actor, devices[i], details))
 	}

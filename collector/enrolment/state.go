@@ -18,7 +18,7 @@ import (
 
 // ErrTransition is wrapped by the error for a change of state that is not
 // allowed.
-var ErrTransition = errors.New("change of state not allowed")
+var ErrTransition = errors.New("not allowed")
 
 const (
 	expected  = fleetv1.AssetState_ASSET_STATE_EXPECTED

@@ -36,7 +36,7 @@ func (r *Registry) CreateToken(ctx context.Context, actor, assetNumber string, l
 		return "", time.Time{}, fmt.Errorf("asset %q: %w", assetNumber, fs.ErrNotExist)
 	}
 	if why := notEnrollable(d); why != "" {
-		return "", time.Time{}, fmt.Errorf("asset %s is %s: no token: %w", assetNumber, stateName(d.GetAsset().GetState()), ErrTransition)
+		return "", time.Time{}, fmt.Errorf("a token for asset %s, which is %s: %w", assetNumber, stateName(d.GetAsset().GetState()), ErrTransition)
 	}
 	secret := make([]byte, tokenBytes)
 	if _, err := rand.Read(secret); err != nil {
