@@ -390,24 +390,6 @@ rules:
 	}
 }
 
-func TestCodesAreReadOutWithoutLookAlikes(t *testing.T) {
-	for _, bad := range "0O1ILUS" {
-		if strings.ContainsRune(codeAlphabet, bad) {
-			t.Errorf("%c is in the alphabet", bad)
-		}
-	}
-	for typed, want := range map[string]string{
-		"7k4-qx2": "7K4-QX2", "7K4QX2": "7K4-QX2", " 7k4 qx2\n": "7K4-QX2", "7K4–QX2": "7K4-QX2", "NB-0042": "NB0-042", "": "",
-	} {
-		if got := NormalizeCode(typed); got != want {
-			t.Errorf("%q → %q, want %q", typed, got, want)
-		}
-	}
-	if Code("ab", "c") == Code("a", "bc") {
-		t.Error("parts run into each other")
-	}
-}
-
 func TestAppraiseIsPure(t *testing.T) {
 	in := inputOf(t, shipped(t), with(func(ev *posturev1.Evidence) { ev.Tpm.Present = ternaryNo }))
 	in.Previous = Appraise(in)

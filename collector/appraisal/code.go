@@ -3,10 +3,12 @@ package appraisal
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"io"
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
@@ -54,21 +56,31 @@ func Code(parts ...string) string {
 	return string(code)
 }
 
-// NormalizeCode brings a refusal code as somebody read it out or typed it
-// ("7k4 qx2") into the form in which it is stored ("7K4-QX2"). What cannot be a
-// code comes back without its separators.
-func NormalizeCode(code string) string {
+// ErrCode is the error of ParseCode.
+var ErrCode = errors.New(`a refusal code has six letters and digits, none of them 0, 1, I, L or O: "7K4-QX2"`)
+
+// ParseCode is a refusal code as Code made it, from what somebody typed or read
+// out on the telephone: case, hyphens and blanks do not matter, and U and S are
+// taken for what they look like.
+func ParseCode(said string) (string, error) {
 	var b strings.Builder
-	for _, r := range strings.ToUpper(code) {
-		switch r {
-		case ' ', '-', '–', '.', '_', '\t', '\n':
+	for _, r := range said {
+		switch r = unicode.ToUpper(r); {
+		case unicode.IsSpace(r), unicode.Is(unicode.Dash, r), r == '.':
 			continue
+		case r == 'U':
+			r = 'V'
+		case r == 'S':
+			r = '5'
+		}
+		if !strings.ContainsRune(codeAlphabet, r) {
+			return "", ErrCode
 		}
 		b.WriteRune(r)
 	}
-	s := b.String()
-	if len(s) != codeLength {
-		return s
+	code := b.String()
+	if len(code) != codeLength {
+		return "", ErrCode
 	}
-	return s[:codeLength/2] + "-" + s[codeLength/2:]
+	return code[:codeLength/2] + "-" + code[codeLength/2:], nil
 }

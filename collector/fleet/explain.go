@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 
+	"pfoertner/collector/appraisal"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
@@ -33,7 +34,7 @@ func (s *fleetService) explainDevice(ctx context.Context, key string) (*fleetv1.
 }
 
 func (s *fleetService) explainCode(ctx context.Context, said string) (*fleetv1.ExplainResponse, error) {
-	code, err := normalCode(said)
+	code, err := appraisal.ParseCode(said)
 	if err != nil {
 		return nil, invalid("%q: %v", said, err)
 	}

@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"bytes"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -178,38 +177,4 @@ func TestEventsAreListedNewestFirst(t *testing.T) {
 	}
 	_, err := s.ListEvents(t.Context(), &fleetv1.ListEventsRequest{Device: "HB-0815"})
 	refused(t, err, codes.NotFound, "HB-0815")
-}
-
-func FuzzCode(f *testing.F) {
-	for _, seed := range []string{"7K4-QX2", "7k4qx2", "oil-oil", "7K4 - QX2", "", "ÄÖÜ-ßſK", "777777777"} {
-		f.Add(seed)
-	}
-	normal := regexp.MustCompile(`^[0-9A-Z]{3}-[0-9A-Z]{3}$`)
-	f.Fuzz(func(t *testing.T, said string) {
-		code, err := normalCode(said)
-		if err != nil {
-			return
-		}
-		if !normal.MatchString(code) || strings.ContainsAny(code, "OILU") {
-			t.Fatalf("%q became %q", said, code)
-		}
-		for _, again := range []string{code, strings.ToLower(code), strings.ReplaceAll(code, "-", " ")} {
-			if got, err := normalCode(again); err != nil || got != code {
-				t.Fatalf("%q became %q, then %q", said, code, got)
-			}
-		}
-	})
-}
-
-func TestLookAlikesInACodeDoNotMatter(t *testing.T) {
-	for said, want := range map[string]string{"oO0-iI1": "000-111", "lLu-UvV": "11V-VVV"} {
-		if got, err := normalCode(said); err != nil || got != want {
-			t.Errorf("%q became %q %v, want %q", said, got, err, want)
-		}
-	}
-	for _, said := range []string{"", "7K4-QX", "7K4-QX22", "7K4-QÄ2", "7K4/QX2", "HB-000001"} {
-		if got, err := normalCode(said); err == nil {
-			t.Errorf("%q became %q", said, got)
-		}
-	}
 }
