@@ -19,14 +19,15 @@ build:
 	$(BUILD) -o $(BIN)/pfoertner-agent ./agent
 	$(BUILD) -o $(BIN)/pfoertner-collector ./collector
 	$(BUILD) -o $(BIN)/pfoertner-gate ./collector/gate
+	$(BUILD) -o $(BIN)/trial ./internal/trial
 
 # The main job on this machine, until Ctrl-C: any user, nothing to configure.
 run: build
-	@$(GO) run ./internal/trial -bin $(BIN)
+	@$(BIN)/trial -bin $(BIN)
 
 # The same, once: exit 0 only if real evidence was judged, stored and decided on.
 smoke: build
-	@$(GO) run ./internal/trial -bin $(BIN) -once
+	@$(BIN)/trial -bin $(BIN) -once
 
 test: needs
 	$(GO) test -count=1 -timeout 25m ./...
