@@ -1,3 +1,5 @@
+//go:build linux
+
 // Command pfoertner-gate stands on a VPN gateway: it asks the collector about
 // every session, obeys, and reports what happened.
 //

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package nft is the gate's packet filter: one nftables table that decides, by
 // tunnel address, what may leave a VPN's tunnel interfaces.
 //
