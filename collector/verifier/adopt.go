@@ -30,8 +30,15 @@ const (
 // could not be judged yet, which Run makes up for.
 func (v *Verifier) Adopt(ctx context.Context, policy *appraisal.Policy, progress func(*fleetv1.ApplyResponse)) error {
 	v.policy.Store(policy)
-	ids := v.order()
-	p := &adoption{total: len(ids), progress: progress}
+	live, rest := v.fleet()
+	p := &adoption{total: len(live) + len(rest), progress: progress}
+	v.judge(ctx, live, p)
+	v.judge(ctx, rest, p)
+	return p.end()
+}
+
+// judge judges devices anew, many at once, and returns when all are done.
+func (v *Verifier) judge(ctx context.Context, ids []string, p *adoption) {
 	var workers errgroup.Group
 	workers.SetLimit(adoptWorkers)
 	for _, id := range ids {
@@ -45,25 +52,23 @@ func (v *Verifier) Adopt(ctx context.Context, policy *appraisal.Policy, progress
 		})
 	}
 	_ = workers.Wait() // its functions return no error
-	return p.end()
 }
 
-// order lists the devices that have an id, those with live sessions first.
-func (v *Verifier) order() []string {
-	live := map[string]bool{}
-	var ids, rest []string
+// fleet is the devices that have an id, those with live sessions apart.
+func (v *Verifier) fleet() (live, rest []string) {
+	seen := map[string]bool{}
 	for _, s := range v.Desk.Sessions("") {
-		if id := s.GetDeviceId(); id != "" && !live[id] {
-			live[id] = true
-			ids = append(ids, id)
+		if id := s.GetDeviceId(); id != "" && !seen[id] {
+			seen[id] = true
+			live = append(live, id)
 		}
 	}
 	for _, dev := range v.Devices.All() {
-		if id := dev.GetId(); id != "" && !live[id] {
+		if id := dev.GetId(); id != "" && !seen[id] {
 			rest = append(rest, id)
 		}
 	}
-	return append(ids, rest...)
+	return live, rest
 }
 
 // adoption is how far Adopt is.
