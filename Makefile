@@ -30,7 +30,7 @@ smoke: build
 	@$(BIN)/trial -bin $(BIN) -once
 
 test: needs
-	$(GO) test -count=1 -timeout 25m ./...
+	@.ci/test ./...
 	@.ci/fuzz $(FUZZTIME)
 
 fuzz:
