@@ -168,10 +168,13 @@ func Load(dir string, now func() time.Time) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loading authority: %w", err)
 	}
-	for kind, into := range map[issuingKind]*issuer{
-		kindDevice: &a.device, kindGate: &a.gate, kindOperator: &a.operator, kindServer: &a.server,
+	for _, ca := range []struct {
+		kind issuingKind
+		into *issuer
+	}{
+		{kindDevice, &a.device}, {kindGate, &a.gate}, {kindOperator, &a.operator}, {kindServer, &a.server},
 	} {
-		if *into, err = loadIssuer(dir, kind, roots[0]); err != nil {
+		if *ca.into, err = loadIssuer(dir, ca.kind, roots[0]); err != nil {
 			return nil, fmt.Errorf("loading authority: %w", err)
 		}
 	}
