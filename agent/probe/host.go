@@ -40,6 +40,8 @@ type Host struct {
 	Mappings Mappings
 	// Commands runs one of the allow-listed programs.
 	Commands Commands
+	// Windows is what only Windows has; nil on other systems.
+	Windows *Windows
 	// Now is the wall clock.
 	Now func() time.Time
 }
@@ -79,11 +81,16 @@ type Network interface {
 
 // Link is one network interface.
 type Link struct {
-	Index   int
-	Name    string // stays on the notebook
-	Kind    string // rtnl kind: "tun", "wireguard", "xfrm"; empty for hardware
-	Up      bool   // IFF_UP
-	Running bool   // IFF_RUNNING: has carrier
+	Index int
+	Name  string // stays on the notebook
+	Kind  string // rtnl kind: "tun", "wireguard", "xfrm"; empty for hardware
+	// Description is the adapter's on Windows, where links have no kind:
+	// "TAP-Windows Adapter V9 #2". Empty elsewhere.
+	Description string
+	// Type is IF_TYPE on Windows (IANA ifType): 6 Ethernet, 23 PPP, 53 virtual.
+	Type    uint32
+	Up      bool // IFF_UP
+	Running bool // IFF_RUNNING: has carrier
 	// OperState is RFC 2863: "up", "down", "unknown".
 	OperState string
 	Loopback  bool

@@ -149,6 +149,7 @@ type ConnectResponse struct {
 	//	*ConnectResponse_Issued
 	//	*ConnectResponse_Resync
 	//	*ConnectResponse_Pace
+	//	*ConnectResponse_VpnCatalogue
 	Message       isConnectResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -263,6 +264,15 @@ func (x *ConnectResponse) GetPace() *Pace {
 	return nil
 }
 
+func (x *ConnectResponse) GetVpnCatalogue() *VpnCatalogue {
+	if x != nil {
+		if x, ok := x.Message.(*ConnectResponse_VpnCatalogue); ok {
+			return x.VpnCatalogue
+		}
+	}
+	return nil
+}
+
 type isConnectResponse_Message interface {
 	isConnectResponse_Message()
 }
@@ -299,6 +309,10 @@ type ConnectResponse_Pace struct {
 	Pace *Pace `protobuf:"bytes,8,opt,name=pace,proto3,oneof"`
 }
 
+type ConnectResponse_VpnCatalogue struct {
+	VpnCatalogue *VpnCatalogue `protobuf:"bytes,9,opt,name=vpn_catalogue,json=vpnCatalogue,proto3,oneof"`
+}
+
 func (*ConnectResponse_Welcome) isConnectResponse_Message() {}
 
 func (*ConnectResponse_Acknowledgement) isConnectResponse_Message() {}
@@ -314,6 +328,8 @@ func (*ConnectResponse_Issued) isConnectResponse_Message() {}
 func (*ConnectResponse_Resync) isConnectResponse_Message() {}
 
 func (*ConnectResponse_Pace) isConnectResponse_Message() {}
+
+func (*ConnectResponse_VpnCatalogue) isConnectResponse_Message() {}
 
 // ClientHello opens a stream.
 type ClientHello struct {
@@ -493,6 +509,54 @@ func (x *Pace) GetReportInterval() *durationpb.Duration {
 	return nil
 }
 
+// VpnCatalogue extends what the agent knows of VPN clients. It is sent after
+// Welcome and whenever another one is in force.
+type VpnCatalogue struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A signed file of kind "vpn-catalogue" (internal/signed); the agent verifies
+	// it against the server CAs it trusts. Empty: none is in force.
+	SignedFile    []byte `protobuf:"bytes,1,opt,name=signed_file,json=signedFile,proto3" json:"signed_file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VpnCatalogue) Reset() {
+	*x = VpnCatalogue{}
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VpnCatalogue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VpnCatalogue) ProtoMessage() {}
+
+func (x *VpnCatalogue) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VpnCatalogue.ProtoReflect.Descriptor instead.
+func (*VpnCatalogue) Descriptor() ([]byte, []int) {
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *VpnCatalogue) GetSignedFile() []byte {
+	if x != nil {
+		return x.SignedFile
+	}
+	return nil
+}
+
 // Report carries the notebook's newest posture: all of it, what changed, or
 // that nothing changed.
 type Report struct {
@@ -517,7 +581,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[5]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -529,7 +593,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[5]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -542,7 +606,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{5}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Report) GetSequence() uint64 {
@@ -639,7 +703,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[6]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -651,7 +715,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[6]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -664,7 +728,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{6}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{7}
 }
 
 // Acknowledgement is sent when evidence and result are on disk.
@@ -678,7 +742,7 @@ type Acknowledgement struct {
 
 func (x *Acknowledgement) Reset() {
 	*x = Acknowledgement{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[7]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -690,7 +754,7 @@ func (x *Acknowledgement) String() string {
 func (*Acknowledgement) ProtoMessage() {}
 
 func (x *Acknowledgement) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[7]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -703,7 +767,7 @@ func (x *Acknowledgement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Acknowledgement.ProtoReflect.Descriptor instead.
 func (*Acknowledgement) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{7}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Acknowledgement) GetSequence() uint64 {
@@ -732,7 +796,7 @@ type Collect struct {
 
 func (x *Collect) Reset() {
 	*x = Collect{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[8]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -744,7 +808,7 @@ func (x *Collect) String() string {
 func (*Collect) ProtoMessage() {}
 
 func (x *Collect) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[8]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -757,7 +821,7 @@ func (x *Collect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Collect.ProtoReflect.Descriptor instead.
 func (*Collect) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{8}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Collect) GetReason() string {
@@ -785,7 +849,7 @@ type Resync struct {
 
 func (x *Resync) Reset() {
 	*x = Resync{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[9]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -797,7 +861,7 @@ func (x *Resync) String() string {
 func (*Resync) ProtoMessage() {}
 
 func (x *Resync) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[9]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -810,7 +874,7 @@ func (x *Resync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resync.ProtoReflect.Descriptor instead.
 func (*Resync) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{9}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Resync) GetReason() string {
@@ -830,7 +894,7 @@ type RenewalRequest struct {
 
 func (x *RenewalRequest) Reset() {
 	*x = RenewalRequest{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[10]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -842,7 +906,7 @@ func (x *RenewalRequest) String() string {
 func (*RenewalRequest) ProtoMessage() {}
 
 func (x *RenewalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[10]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -855,7 +919,7 @@ func (x *RenewalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewalRequest.ProtoReflect.Descriptor instead.
 func (*RenewalRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{10}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RenewalRequest) GetCsr() []byte {
@@ -874,7 +938,7 @@ type RenewalChallenge struct {
 
 func (x *RenewalChallenge) Reset() {
 	*x = RenewalChallenge{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[11]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +950,7 @@ func (x *RenewalChallenge) String() string {
 func (*RenewalChallenge) ProtoMessage() {}
 
 func (x *RenewalChallenge) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[11]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +963,7 @@ func (x *RenewalChallenge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewalChallenge.ProtoReflect.Descriptor instead.
 func (*RenewalChallenge) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{11}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RenewalChallenge) GetNonce() []byte {
@@ -922,7 +986,7 @@ type RenewalProof struct {
 
 func (x *RenewalProof) Reset() {
 	*x = RenewalProof{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[12]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +998,7 @@ func (x *RenewalProof) String() string {
 func (*RenewalProof) ProtoMessage() {}
 
 func (x *RenewalProof) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[12]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1011,7 @@ func (x *RenewalProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewalProof.ProtoReflect.Descriptor instead.
 func (*RenewalProof) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{12}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RenewalProof) GetSignature() []byte {
@@ -981,7 +1045,7 @@ const file_pfoertner_agent_v1_session_proto_rawDesc = "" +
 	"\x06report\x18\x02 \x01(\v2\x1a.pfoertner.agent.v1.ReportH\x00R\x06report\x12>\n" +
 	"\arenewal\x18\x03 \x01(\v2\".pfoertner.agent.v1.RenewalRequestH\x00R\arenewal\x12G\n" +
 	"\rrenewal_proof\x18\x04 \x01(\v2 .pfoertner.agent.v1.RenewalProofH\x00R\frenewalProofB\t\n" +
-	"\amessage\"\x88\x04\n" +
+	"\amessage\"\xd1\x04\n" +
 	"\x0fConnectResponse\x127\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1b.pfoertner.agent.v1.WelcomeH\x00R\awelcome\x12O\n" +
 	"\x0facknowledgement\x18\x02 \x01(\v2#.pfoertner.agent.v1.AcknowledgementH\x00R\x0facknowledgement\x127\n" +
@@ -990,7 +1054,8 @@ const file_pfoertner_agent_v1_session_proto_rawDesc = "" +
 	"\x11renewal_challenge\x18\x05 \x01(\v2$.pfoertner.agent.v1.RenewalChallengeH\x00R\x10renewalChallenge\x124\n" +
 	"\x06issued\x18\x06 \x01(\v2\x1a.pfoertner.agent.v1.IssuedH\x00R\x06issued\x124\n" +
 	"\x06resync\x18\a \x01(\v2\x1a.pfoertner.agent.v1.ResyncH\x00R\x06resync\x12.\n" +
-	"\x04pace\x18\b \x01(\v2\x18.pfoertner.agent.v1.PaceH\x00R\x04paceB\t\n" +
+	"\x04pace\x18\b \x01(\v2\x18.pfoertner.agent.v1.PaceH\x00R\x04pace\x12G\n" +
+	"\rvpn_catalogue\x18\t \x01(\v2 .pfoertner.agent.v1.VpnCatalogueH\x00R\fvpnCatalogueB\t\n" +
 	"\amessage\"R\n" +
 	"\vClientHello\x12\x1e\n" +
 	"\n" +
@@ -1007,7 +1072,10 @@ const file_pfoertner_agent_v1_session_proto_rawDesc = "" +
 	"\vrenew_after\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"renewAfter\"J\n" +
 	"\x04Pace\x12B\n" +
-	"\x0freport_interval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x0ereportInterval\"\xc7\x02\n" +
+	"\x0freport_interval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x0ereportInterval\"/\n" +
+	"\fVpnCatalogue\x12\x1f\n" +
+	"\vsigned_file\x18\x01 \x01(\fR\n" +
+	"signedFile\"\xc7\x02\n" +
 	"\x06Report\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\fR\x05nonce\x12>\n" +
@@ -1050,53 +1118,55 @@ func file_pfoertner_agent_v1_session_proto_rawDescGZIP() []byte {
 	return file_pfoertner_agent_v1_session_proto_rawDescData
 }
 
-var file_pfoertner_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_pfoertner_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_pfoertner_agent_v1_session_proto_goTypes = []any{
 	(*ConnectRequest)(nil),      // 0: pfoertner.agent.v1.ConnectRequest
 	(*ConnectResponse)(nil),     // 1: pfoertner.agent.v1.ConnectResponse
 	(*ClientHello)(nil),         // 2: pfoertner.agent.v1.ClientHello
 	(*Welcome)(nil),             // 3: pfoertner.agent.v1.Welcome
 	(*Pace)(nil),                // 4: pfoertner.agent.v1.Pace
-	(*Report)(nil),              // 5: pfoertner.agent.v1.Report
-	(*Heartbeat)(nil),           // 6: pfoertner.agent.v1.Heartbeat
-	(*Acknowledgement)(nil),     // 7: pfoertner.agent.v1.Acknowledgement
-	(*Collect)(nil),             // 8: pfoertner.agent.v1.Collect
-	(*Resync)(nil),              // 9: pfoertner.agent.v1.Resync
-	(*RenewalRequest)(nil),      // 10: pfoertner.agent.v1.RenewalRequest
-	(*RenewalChallenge)(nil),    // 11: pfoertner.agent.v1.RenewalChallenge
-	(*RenewalProof)(nil),        // 12: pfoertner.agent.v1.RenewalProof
-	(*v1.Result)(nil),           // 13: pfoertner.posture.v1.Result
-	(*Issued)(nil),              // 14: pfoertner.agent.v1.Issued
-	(*durationpb.Duration)(nil), // 15: google.protobuf.Duration
-	(*v1.Evidence)(nil),         // 16: pfoertner.posture.v1.Evidence
+	(*VpnCatalogue)(nil),        // 5: pfoertner.agent.v1.VpnCatalogue
+	(*Report)(nil),              // 6: pfoertner.agent.v1.Report
+	(*Heartbeat)(nil),           // 7: pfoertner.agent.v1.Heartbeat
+	(*Acknowledgement)(nil),     // 8: pfoertner.agent.v1.Acknowledgement
+	(*Collect)(nil),             // 9: pfoertner.agent.v1.Collect
+	(*Resync)(nil),              // 10: pfoertner.agent.v1.Resync
+	(*RenewalRequest)(nil),      // 11: pfoertner.agent.v1.RenewalRequest
+	(*RenewalChallenge)(nil),    // 12: pfoertner.agent.v1.RenewalChallenge
+	(*RenewalProof)(nil),        // 13: pfoertner.agent.v1.RenewalProof
+	(*v1.Result)(nil),           // 14: pfoertner.posture.v1.Result
+	(*Issued)(nil),              // 15: pfoertner.agent.v1.Issued
+	(*durationpb.Duration)(nil), // 16: google.protobuf.Duration
+	(*v1.Evidence)(nil),         // 17: pfoertner.posture.v1.Evidence
 }
 var file_pfoertner_agent_v1_session_proto_depIdxs = []int32{
 	2,  // 0: pfoertner.agent.v1.ConnectRequest.hello:type_name -> pfoertner.agent.v1.ClientHello
-	5,  // 1: pfoertner.agent.v1.ConnectRequest.report:type_name -> pfoertner.agent.v1.Report
-	10, // 2: pfoertner.agent.v1.ConnectRequest.renewal:type_name -> pfoertner.agent.v1.RenewalRequest
-	12, // 3: pfoertner.agent.v1.ConnectRequest.renewal_proof:type_name -> pfoertner.agent.v1.RenewalProof
+	6,  // 1: pfoertner.agent.v1.ConnectRequest.report:type_name -> pfoertner.agent.v1.Report
+	11, // 2: pfoertner.agent.v1.ConnectRequest.renewal:type_name -> pfoertner.agent.v1.RenewalRequest
+	13, // 3: pfoertner.agent.v1.ConnectRequest.renewal_proof:type_name -> pfoertner.agent.v1.RenewalProof
 	3,  // 4: pfoertner.agent.v1.ConnectResponse.welcome:type_name -> pfoertner.agent.v1.Welcome
-	7,  // 5: pfoertner.agent.v1.ConnectResponse.acknowledgement:type_name -> pfoertner.agent.v1.Acknowledgement
-	8,  // 6: pfoertner.agent.v1.ConnectResponse.collect:type_name -> pfoertner.agent.v1.Collect
-	13, // 7: pfoertner.agent.v1.ConnectResponse.result:type_name -> pfoertner.posture.v1.Result
-	11, // 8: pfoertner.agent.v1.ConnectResponse.renewal_challenge:type_name -> pfoertner.agent.v1.RenewalChallenge
-	14, // 9: pfoertner.agent.v1.ConnectResponse.issued:type_name -> pfoertner.agent.v1.Issued
-	9,  // 10: pfoertner.agent.v1.ConnectResponse.resync:type_name -> pfoertner.agent.v1.Resync
+	8,  // 5: pfoertner.agent.v1.ConnectResponse.acknowledgement:type_name -> pfoertner.agent.v1.Acknowledgement
+	9,  // 6: pfoertner.agent.v1.ConnectResponse.collect:type_name -> pfoertner.agent.v1.Collect
+	14, // 7: pfoertner.agent.v1.ConnectResponse.result:type_name -> pfoertner.posture.v1.Result
+	12, // 8: pfoertner.agent.v1.ConnectResponse.renewal_challenge:type_name -> pfoertner.agent.v1.RenewalChallenge
+	15, // 9: pfoertner.agent.v1.ConnectResponse.issued:type_name -> pfoertner.agent.v1.Issued
+	10, // 10: pfoertner.agent.v1.ConnectResponse.resync:type_name -> pfoertner.agent.v1.Resync
 	4,  // 11: pfoertner.agent.v1.ConnectResponse.pace:type_name -> pfoertner.agent.v1.Pace
-	15, // 12: pfoertner.agent.v1.Welcome.report_interval:type_name -> google.protobuf.Duration
-	15, // 13: pfoertner.agent.v1.Welcome.renew_after:type_name -> google.protobuf.Duration
-	15, // 14: pfoertner.agent.v1.Pace.report_interval:type_name -> google.protobuf.Duration
-	15, // 15: pfoertner.agent.v1.Report.collected_ago:type_name -> google.protobuf.Duration
-	16, // 16: pfoertner.agent.v1.Report.full:type_name -> pfoertner.posture.v1.Evidence
-	16, // 17: pfoertner.agent.v1.Report.delta:type_name -> pfoertner.posture.v1.Evidence
-	6,  // 18: pfoertner.agent.v1.Report.heartbeat:type_name -> pfoertner.agent.v1.Heartbeat
-	0,  // 19: pfoertner.agent.v1.SessionService.Connect:input_type -> pfoertner.agent.v1.ConnectRequest
-	1,  // 20: pfoertner.agent.v1.SessionService.Connect:output_type -> pfoertner.agent.v1.ConnectResponse
-	20, // [20:21] is the sub-list for method output_type
-	19, // [19:20] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	5,  // 12: pfoertner.agent.v1.ConnectResponse.vpn_catalogue:type_name -> pfoertner.agent.v1.VpnCatalogue
+	16, // 13: pfoertner.agent.v1.Welcome.report_interval:type_name -> google.protobuf.Duration
+	16, // 14: pfoertner.agent.v1.Welcome.renew_after:type_name -> google.protobuf.Duration
+	16, // 15: pfoertner.agent.v1.Pace.report_interval:type_name -> google.protobuf.Duration
+	16, // 16: pfoertner.agent.v1.Report.collected_ago:type_name -> google.protobuf.Duration
+	17, // 17: pfoertner.agent.v1.Report.full:type_name -> pfoertner.posture.v1.Evidence
+	17, // 18: pfoertner.agent.v1.Report.delta:type_name -> pfoertner.posture.v1.Evidence
+	7,  // 19: pfoertner.agent.v1.Report.heartbeat:type_name -> pfoertner.agent.v1.Heartbeat
+	0,  // 20: pfoertner.agent.v1.SessionService.Connect:input_type -> pfoertner.agent.v1.ConnectRequest
+	1,  // 21: pfoertner.agent.v1.SessionService.Connect:output_type -> pfoertner.agent.v1.ConnectResponse
+	21, // [21:22] is the sub-list for method output_type
+	20, // [20:21] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_pfoertner_agent_v1_session_proto_init() }
@@ -1120,8 +1190,9 @@ func file_pfoertner_agent_v1_session_proto_init() {
 		(*ConnectResponse_Issued)(nil),
 		(*ConnectResponse_Resync)(nil),
 		(*ConnectResponse_Pace)(nil),
+		(*ConnectResponse_VpnCatalogue)(nil),
 	}
-	file_pfoertner_agent_v1_session_proto_msgTypes[5].OneofWrappers = []any{
+	file_pfoertner_agent_v1_session_proto_msgTypes[6].OneofWrappers = []any{
 		(*Report_Full)(nil),
 		(*Report_Delta)(nil),
 		(*Report_Heartbeat)(nil),
@@ -1132,7 +1203,7 @@ func file_pfoertner_agent_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pfoertner_agent_v1_session_proto_rawDesc), len(file_pfoertner_agent_v1_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

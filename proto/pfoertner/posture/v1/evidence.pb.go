@@ -552,6 +552,356 @@ func (KeyFile) EnumDescriptor() ([]byte, []int) {
 	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{8}
 }
 
+type BitLockerProtection int32
+
+const (
+	BitLockerProtection_BIT_LOCKER_PROTECTION_UNSPECIFIED BitLockerProtection = 0
+	// Not protected: the key, if there is one, lies in clear on the disk.
+	BitLockerProtection_BIT_LOCKER_PROTECTION_OFF BitLockerProtection = 1
+	BitLockerProtection_BIT_LOCKER_PROTECTION_ON  BitLockerProtection = 2
+	// BitLocker itself cannot tell: the volume is locked.
+	BitLockerProtection_BIT_LOCKER_PROTECTION_UNKNOWN BitLockerProtection = 3
+)
+
+// Enum value maps for BitLockerProtection.
+var (
+	BitLockerProtection_name = map[int32]string{
+		0: "BIT_LOCKER_PROTECTION_UNSPECIFIED",
+		1: "BIT_LOCKER_PROTECTION_OFF",
+		2: "BIT_LOCKER_PROTECTION_ON",
+		3: "BIT_LOCKER_PROTECTION_UNKNOWN",
+	}
+	BitLockerProtection_value = map[string]int32{
+		"BIT_LOCKER_PROTECTION_UNSPECIFIED": 0,
+		"BIT_LOCKER_PROTECTION_OFF":         1,
+		"BIT_LOCKER_PROTECTION_ON":          2,
+		"BIT_LOCKER_PROTECTION_UNKNOWN":     3,
+	}
+)
+
+func (x BitLockerProtection) Enum() *BitLockerProtection {
+	p := new(BitLockerProtection)
+	*p = x
+	return p
+}
+
+func (x BitLockerProtection) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BitLockerProtection) Descriptor() protoreflect.EnumDescriptor {
+	return file_pfoertner_posture_v1_evidence_proto_enumTypes[9].Descriptor()
+}
+
+func (BitLockerProtection) Type() protoreflect.EnumType {
+	return &file_pfoertner_posture_v1_evidence_proto_enumTypes[9]
+}
+
+func (x BitLockerProtection) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BitLockerProtection.Descriptor instead.
+func (BitLockerProtection) EnumDescriptor() ([]byte, []int) {
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{9}
+}
+
+type BitLockerConversion int32
+
+const (
+	BitLockerConversion_BIT_LOCKER_CONVERSION_UNSPECIFIED       BitLockerConversion = 0
+	BitLockerConversion_BIT_LOCKER_CONVERSION_DECRYPTED         BitLockerConversion = 1
+	BitLockerConversion_BIT_LOCKER_CONVERSION_ENCRYPTED         BitLockerConversion = 2
+	BitLockerConversion_BIT_LOCKER_CONVERSION_ENCRYPTING        BitLockerConversion = 3
+	BitLockerConversion_BIT_LOCKER_CONVERSION_DECRYPTING        BitLockerConversion = 4
+	BitLockerConversion_BIT_LOCKER_CONVERSION_ENCRYPTION_PAUSED BitLockerConversion = 5
+	BitLockerConversion_BIT_LOCKER_CONVERSION_DECRYPTION_PAUSED BitLockerConversion = 6
+)
+
+// Enum value maps for BitLockerConversion.
+var (
+	BitLockerConversion_name = map[int32]string{
+		0: "BIT_LOCKER_CONVERSION_UNSPECIFIED",
+		1: "BIT_LOCKER_CONVERSION_DECRYPTED",
+		2: "BIT_LOCKER_CONVERSION_ENCRYPTED",
+		3: "BIT_LOCKER_CONVERSION_ENCRYPTING",
+		4: "BIT_LOCKER_CONVERSION_DECRYPTING",
+		5: "BIT_LOCKER_CONVERSION_ENCRYPTION_PAUSED",
+		6: "BIT_LOCKER_CONVERSION_DECRYPTION_PAUSED",
+	}
+	BitLockerConversion_value = map[string]int32{
+		"BIT_LOCKER_CONVERSION_UNSPECIFIED":       0,
+		"BIT_LOCKER_CONVERSION_DECRYPTED":         1,
+		"BIT_LOCKER_CONVERSION_ENCRYPTED":         2,
+		"BIT_LOCKER_CONVERSION_ENCRYPTING":        3,
+		"BIT_LOCKER_CONVERSION_DECRYPTING":        4,
+		"BIT_LOCKER_CONVERSION_ENCRYPTION_PAUSED": 5,
+		"BIT_LOCKER_CONVERSION_DECRYPTION_PAUSED": 6,
+	}
+)
+
+func (x BitLockerConversion) Enum() *BitLockerConversion {
+	p := new(BitLockerConversion)
+	*p = x
+	return p
+}
+
+func (x BitLockerConversion) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BitLockerConversion) Descriptor() protoreflect.EnumDescriptor {
+	return file_pfoertner_posture_v1_evidence_proto_enumTypes[10].Descriptor()
+}
+
+func (BitLockerConversion) Type() protoreflect.EnumType {
+	return &file_pfoertner_posture_v1_evidence_proto_enumTypes[10]
+}
+
+func (x BitLockerConversion) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BitLockerConversion.Descriptor instead.
+func (BitLockerConversion) EnumDescriptor() ([]byte, []int) {
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{10}
+}
+
+type BitLockerWiping int32
+
+const (
+	BitLockerWiping_BIT_LOCKER_WIPING_UNSPECIFIED BitLockerWiping = 0
+	BitLockerWiping_BIT_LOCKER_WIPING_NOT_WIPED   BitLockerWiping = 1
+	BitLockerWiping_BIT_LOCKER_WIPING_WIPED       BitLockerWiping = 2
+	BitLockerWiping_BIT_LOCKER_WIPING_RUNNING     BitLockerWiping = 3
+	BitLockerWiping_BIT_LOCKER_WIPING_PAUSED      BitLockerWiping = 4
+)
+
+// Enum value maps for BitLockerWiping.
+var (
+	BitLockerWiping_name = map[int32]string{
+		0: "BIT_LOCKER_WIPING_UNSPECIFIED",
+		1: "BIT_LOCKER_WIPING_NOT_WIPED",
+		2: "BIT_LOCKER_WIPING_WIPED",
+		3: "BIT_LOCKER_WIPING_RUNNING",
+		4: "BIT_LOCKER_WIPING_PAUSED",
+	}
+	BitLockerWiping_value = map[string]int32{
+		"BIT_LOCKER_WIPING_UNSPECIFIED": 0,
+		"BIT_LOCKER_WIPING_NOT_WIPED":   1,
+		"BIT_LOCKER_WIPING_WIPED":       2,
+		"BIT_LOCKER_WIPING_RUNNING":     3,
+		"BIT_LOCKER_WIPING_PAUSED":      4,
+	}
+)
+
+func (x BitLockerWiping) Enum() *BitLockerWiping {
+	p := new(BitLockerWiping)
+	*p = x
+	return p
+}
+
+func (x BitLockerWiping) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BitLockerWiping) Descriptor() protoreflect.EnumDescriptor {
+	return file_pfoertner_posture_v1_evidence_proto_enumTypes[11].Descriptor()
+}
+
+func (BitLockerWiping) Type() protoreflect.EnumType {
+	return &file_pfoertner_posture_v1_evidence_proto_enumTypes[11]
+}
+
+func (x BitLockerWiping) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BitLockerWiping.Descriptor instead.
+func (BitLockerWiping) EnumDescriptor() ([]byte, []int) {
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{11}
+}
+
+type BitLockerLock int32
+
+const (
+	BitLockerLock_BIT_LOCKER_LOCK_UNSPECIFIED BitLockerLock = 0
+	BitLockerLock_BIT_LOCKER_LOCK_UNLOCKED    BitLockerLock = 1
+	BitLockerLock_BIT_LOCKER_LOCK_LOCKED      BitLockerLock = 2
+)
+
+// Enum value maps for BitLockerLock.
+var (
+	BitLockerLock_name = map[int32]string{
+		0: "BIT_LOCKER_LOCK_UNSPECIFIED",
+		1: "BIT_LOCKER_LOCK_UNLOCKED",
+		2: "BIT_LOCKER_LOCK_LOCKED",
+	}
+	BitLockerLock_value = map[string]int32{
+		"BIT_LOCKER_LOCK_UNSPECIFIED": 0,
+		"BIT_LOCKER_LOCK_UNLOCKED":    1,
+		"BIT_LOCKER_LOCK_LOCKED":      2,
+	}
+)
+
+func (x BitLockerLock) Enum() *BitLockerLock {
+	p := new(BitLockerLock)
+	*p = x
+	return p
+}
+
+func (x BitLockerLock) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BitLockerLock) Descriptor() protoreflect.EnumDescriptor {
+	return file_pfoertner_posture_v1_evidence_proto_enumTypes[12].Descriptor()
+}
+
+func (BitLockerLock) Type() protoreflect.EnumType {
+	return &file_pfoertner_posture_v1_evidence_proto_enumTypes[12]
+}
+
+func (x BitLockerLock) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BitLockerLock.Descriptor instead.
+func (BitLockerLock) EnumDescriptor() ([]byte, []int) {
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{12}
+}
+
+type BitLockerProtector int32
+
+const (
+	BitLockerProtector_BIT_LOCKER_PROTECTOR_UNSPECIFIED         BitLockerProtector = 0
+	BitLockerProtector_BIT_LOCKER_PROTECTOR_TPM                 BitLockerProtector = 1
+	BitLockerProtector_BIT_LOCKER_PROTECTOR_EXTERNAL_KEY        BitLockerProtector = 2
+	BitLockerProtector_BIT_LOCKER_PROTECTOR_NUMERICAL_PASSWORD  BitLockerProtector = 3
+	BitLockerProtector_BIT_LOCKER_PROTECTOR_TPM_PIN             BitLockerProtector = 4
+	BitLockerProtector_BIT_LOCKER_PROTECTOR_TPM_STARTUP_KEY     BitLockerProtector = 5
+	BitLockerProtector_BIT_LOCKER_PROTECTOR_TPM_PIN_STARTUP_KEY BitLockerProtector = 6
+	BitLockerProtector_BIT_LOCKER_PROTECTOR_PUBLIC_KEY          BitLockerProtector = 7
+	BitLockerProtector_BIT_LOCKER_PROTECTOR_PASSPHRASE          BitLockerProtector = 8
+	BitLockerProtector_BIT_LOCKER_PROTECTOR_TPM_CERTIFICATE     BitLockerProtector = 9
+	BitLockerProtector_BIT_LOCKER_PROTECTOR_SID                 BitLockerProtector = 10
+	BitLockerProtector_BIT_LOCKER_PROTECTOR_OTHER               BitLockerProtector = 11
+)
+
+// Enum value maps for BitLockerProtector.
+var (
+	BitLockerProtector_name = map[int32]string{
+		0:  "BIT_LOCKER_PROTECTOR_UNSPECIFIED",
+		1:  "BIT_LOCKER_PROTECTOR_TPM",
+		2:  "BIT_LOCKER_PROTECTOR_EXTERNAL_KEY",
+		3:  "BIT_LOCKER_PROTECTOR_NUMERICAL_PASSWORD",
+		4:  "BIT_LOCKER_PROTECTOR_TPM_PIN",
+		5:  "BIT_LOCKER_PROTECTOR_TPM_STARTUP_KEY",
+		6:  "BIT_LOCKER_PROTECTOR_TPM_PIN_STARTUP_KEY",
+		7:  "BIT_LOCKER_PROTECTOR_PUBLIC_KEY",
+		8:  "BIT_LOCKER_PROTECTOR_PASSPHRASE",
+		9:  "BIT_LOCKER_PROTECTOR_TPM_CERTIFICATE",
+		10: "BIT_LOCKER_PROTECTOR_SID",
+		11: "BIT_LOCKER_PROTECTOR_OTHER",
+	}
+	BitLockerProtector_value = map[string]int32{
+		"BIT_LOCKER_PROTECTOR_UNSPECIFIED":         0,
+		"BIT_LOCKER_PROTECTOR_TPM":                 1,
+		"BIT_LOCKER_PROTECTOR_EXTERNAL_KEY":        2,
+		"BIT_LOCKER_PROTECTOR_NUMERICAL_PASSWORD":  3,
+		"BIT_LOCKER_PROTECTOR_TPM_PIN":             4,
+		"BIT_LOCKER_PROTECTOR_TPM_STARTUP_KEY":     5,
+		"BIT_LOCKER_PROTECTOR_TPM_PIN_STARTUP_KEY": 6,
+		"BIT_LOCKER_PROTECTOR_PUBLIC_KEY":          7,
+		"BIT_LOCKER_PROTECTOR_PASSPHRASE":          8,
+		"BIT_LOCKER_PROTECTOR_TPM_CERTIFICATE":     9,
+		"BIT_LOCKER_PROTECTOR_SID":                 10,
+		"BIT_LOCKER_PROTECTOR_OTHER":               11,
+	}
+)
+
+func (x BitLockerProtector) Enum() *BitLockerProtector {
+	p := new(BitLockerProtector)
+	*p = x
+	return p
+}
+
+func (x BitLockerProtector) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BitLockerProtector) Descriptor() protoreflect.EnumDescriptor {
+	return file_pfoertner_posture_v1_evidence_proto_enumTypes[13].Descriptor()
+}
+
+func (BitLockerProtector) Type() protoreflect.EnumType {
+	return &file_pfoertner_posture_v1_evidence_proto_enumTypes[13]
+}
+
+func (x BitLockerProtector) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BitLockerProtector.Descriptor instead.
+func (BitLockerProtector) EnumDescriptor() ([]byte, []int) {
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{13}
+}
+
+// UpdateSource is where Windows gets its updates.
+type UpdateSource int32
+
+const (
+	UpdateSource_UPDATE_SOURCE_UNSPECIFIED UpdateSource = 0
+	// A server of the administration (WSUS, Configuration Manager).
+	UpdateSource_UPDATE_SOURCE_WSUS UpdateSource = 1
+	// Microsoft, with deferral by policy (Windows Update for Business).
+	UpdateSource_UPDATE_SOURCE_WINDOWS_UPDATE_FOR_BUSINESS UpdateSource = 2
+	UpdateSource_UPDATE_SOURCE_MICROSOFT                   UpdateSource = 3
+)
+
+// Enum value maps for UpdateSource.
+var (
+	UpdateSource_name = map[int32]string{
+		0: "UPDATE_SOURCE_UNSPECIFIED",
+		1: "UPDATE_SOURCE_WSUS",
+		2: "UPDATE_SOURCE_WINDOWS_UPDATE_FOR_BUSINESS",
+		3: "UPDATE_SOURCE_MICROSOFT",
+	}
+	UpdateSource_value = map[string]int32{
+		"UPDATE_SOURCE_UNSPECIFIED":                 0,
+		"UPDATE_SOURCE_WSUS":                        1,
+		"UPDATE_SOURCE_WINDOWS_UPDATE_FOR_BUSINESS": 2,
+		"UPDATE_SOURCE_MICROSOFT":                   3,
+	}
+)
+
+func (x UpdateSource) Enum() *UpdateSource {
+	p := new(UpdateSource)
+	*p = x
+	return p
+}
+
+func (x UpdateSource) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (UpdateSource) Descriptor() protoreflect.EnumDescriptor {
+	return file_pfoertner_posture_v1_evidence_proto_enumTypes[14].Descriptor()
+}
+
+func (UpdateSource) Type() protoreflect.EnumType {
+	return &file_pfoertner_posture_v1_evidence_proto_enumTypes[14]
+}
+
+func (x UpdateSource) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use UpdateSource.Descriptor instead.
+func (UpdateSource) EnumDescriptor() ([]byte, []int) {
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{14}
+}
+
 type RoutingScope int32
 
 const (
@@ -593,11 +943,11 @@ func (x RoutingScope) String() string {
 }
 
 func (RoutingScope) Descriptor() protoreflect.EnumDescriptor {
-	return file_pfoertner_posture_v1_evidence_proto_enumTypes[9].Descriptor()
+	return file_pfoertner_posture_v1_evidence_proto_enumTypes[15].Descriptor()
 }
 
 func (RoutingScope) Type() protoreflect.EnumType {
-	return &file_pfoertner_posture_v1_evidence_proto_enumTypes[9]
+	return &file_pfoertner_posture_v1_evidence_proto_enumTypes[15]
 }
 
 func (x RoutingScope) Number() protoreflect.EnumNumber {
@@ -606,12 +956,67 @@ func (x RoutingScope) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RoutingScope.Descriptor instead.
 func (RoutingScope) EnumDescriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{9}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{15}
+}
+
+type AntivirusState int32
+
+const (
+	AntivirusState_ANTIVIRUS_STATE_UNSPECIFIED AntivirusState = 0
+	AntivirusState_ANTIVIRUS_STATE_OFF         AntivirusState = 1
+	AntivirusState_ANTIVIRUS_STATE_ON          AntivirusState = 2
+	AntivirusState_ANTIVIRUS_STATE_SNOOZED     AntivirusState = 3
+	AntivirusState_ANTIVIRUS_STATE_EXPIRED     AntivirusState = 4
+)
+
+// Enum value maps for AntivirusState.
+var (
+	AntivirusState_name = map[int32]string{
+		0: "ANTIVIRUS_STATE_UNSPECIFIED",
+		1: "ANTIVIRUS_STATE_OFF",
+		2: "ANTIVIRUS_STATE_ON",
+		3: "ANTIVIRUS_STATE_SNOOZED",
+		4: "ANTIVIRUS_STATE_EXPIRED",
+	}
+	AntivirusState_value = map[string]int32{
+		"ANTIVIRUS_STATE_UNSPECIFIED": 0,
+		"ANTIVIRUS_STATE_OFF":         1,
+		"ANTIVIRUS_STATE_ON":          2,
+		"ANTIVIRUS_STATE_SNOOZED":     3,
+		"ANTIVIRUS_STATE_EXPIRED":     4,
+	}
+)
+
+func (x AntivirusState) Enum() *AntivirusState {
+	p := new(AntivirusState)
+	*p = x
+	return p
+}
+
+func (x AntivirusState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AntivirusState) Descriptor() protoreflect.EnumDescriptor {
+	return file_pfoertner_posture_v1_evidence_proto_enumTypes[16].Descriptor()
+}
+
+func (AntivirusState) Type() protoreflect.EnumType {
+	return &file_pfoertner_posture_v1_evidence_proto_enumTypes[16]
+}
+
+func (x AntivirusState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AntivirusState.Descriptor instead.
+func (AntivirusState) EnumDescriptor() ([]byte, []int) {
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{16}
 }
 
 // Evidence is one notebook's posture, section by section (RFC 9334, 4.1).
 // An absent section was never read and counts as FAILED.
-// Next field number: 8.
+// Next field number: 10.
 type Evidence struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Platform      *Platform              `protobuf:"bytes,1,opt,name=platform,proto3" json:"platform,omitempty"`
@@ -621,6 +1026,8 @@ type Evidence struct {
 	Tpm           *Tpm                   `protobuf:"bytes,5,opt,name=tpm,proto3" json:"tpm,omitempty"`
 	SecureBoot    *SecureBoot            `protobuf:"bytes,6,opt,name=secure_boot,json=secureBoot,proto3" json:"secure_boot,omitempty"`
 	Firewall      *Firewall              `protobuf:"bytes,7,opt,name=firewall,proto3" json:"firewall,omitempty"`
+	Antivirus     *Antivirus             `protobuf:"bytes,8,opt,name=antivirus,proto3" json:"antivirus,omitempty"`
+	ScreenLock    *ScreenLock            `protobuf:"bytes,9,opt,name=screen_lock,json=screenLock,proto3" json:"screen_lock,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -700,6 +1107,20 @@ func (x *Evidence) GetSecureBoot() *SecureBoot {
 func (x *Evidence) GetFirewall() *Firewall {
 	if x != nil {
 		return x.Firewall
+	}
+	return nil
+}
+
+func (x *Evidence) GetAntivirus() *Antivirus {
+	if x != nil {
+		return x.Antivirus
+	}
+	return nil
+}
+
+func (x *Evidence) GetScreenLock() *ScreenLock {
+	if x != nil {
+		return x.ScreenLock
 	}
 	return nil
 }
@@ -867,7 +1288,7 @@ func (x *Contradiction) GetSaysB() string {
 }
 
 // Platform is the operating system and the kind of machine it runs on.
-// Next field number: 15.
+// Next field number: 17.
 type Platform struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Reading         *Reading               `protobuf:"bytes,1,opt,name=reading,proto3" json:"reading,omitempty"`
@@ -893,10 +1314,13 @@ type Platform struct {
 	// SUPPORT_END, distro-info); absent when it states none.
 	SupportEnds []*SupportEnd `protobuf:"bytes,12,rep,name=support_ends,json=supportEnds,proto3" json:"support_ends,omitempty"`
 	// Version of the agent that made this evidence.
-	AgentVersion  string                 `protobuf:"bytes,13,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
-	BootedAt      *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=booted_at,json=bootedAt,proto3" json:"booted_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	AgentVersion string                 `protobuf:"bytes,13,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	BootedAt     *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=booted_at,json=bootedAt,proto3" json:"booted_at,omitempty"`
+	// What only Windows has; absent elsewhere.
+	Windows        *WindowsRelease  `protobuf:"bytes,15,opt,name=windows,proto3" json:"windows,omitempty"`
+	Contradictions []*Contradiction `protobuf:"bytes,16,rep,name=contradictions,proto3" json:"contradictions,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Platform) Reset() {
@@ -1027,6 +1451,103 @@ func (x *Platform) GetBootedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Platform) GetWindows() *WindowsRelease {
+	if x != nil {
+		return x.Windows
+	}
+	return nil
+}
+
+func (x *Platform) GetContradictions() []*Contradiction {
+	if x != nil {
+		return x.Contradictions
+	}
+	return nil
+}
+
+// WindowsRelease is the release of Windows that runs. Which release it is
+// compared with is for the collector to say.
+type WindowsRelease struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// CurrentBuild: 26100. Zero: not known.
+	Build uint32 `protobuf:"varint,1,opt,name=build,proto3" json:"build,omitempty"`
+	// Update build revision, UBR. Zero: not known.
+	Ubr uint32 `protobuf:"varint,2,opt,name=ubr,proto3" json:"ubr,omitempty"`
+	// InstallationType: "Client", "Server", "Server Core".
+	InstallationType string `protobuf:"bytes,3,opt,name=installation_type,json=installationType,proto3" json:"installation_type,omitempty"`
+	// Takes hotpatches, which need no restart and count their own revisions.
+	Hotpatch Ternary `protobuf:"varint,4,opt,name=hotpatch,proto3,enum=pfoertner.posture.v1.Ternary" json:"hotpatch,omitempty"`
+	// A licence for Extended Security Updates is active.
+	ExtendedSupport Ternary `protobuf:"varint,5,opt,name=extended_support,json=extendedSupport,proto3,enum=pfoertner.posture.v1.Ternary" json:"extended_support,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *WindowsRelease) Reset() {
+	*x = WindowsRelease{}
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WindowsRelease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WindowsRelease) ProtoMessage() {}
+
+func (x *WindowsRelease) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WindowsRelease.ProtoReflect.Descriptor instead.
+func (*WindowsRelease) Descriptor() ([]byte, []int) {
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *WindowsRelease) GetBuild() uint32 {
+	if x != nil {
+		return x.Build
+	}
+	return 0
+}
+
+func (x *WindowsRelease) GetUbr() uint32 {
+	if x != nil {
+		return x.Ubr
+	}
+	return 0
+}
+
+func (x *WindowsRelease) GetInstallationType() string {
+	if x != nil {
+		return x.InstallationType
+	}
+	return ""
+}
+
+func (x *WindowsRelease) GetHotpatch() Ternary {
+	if x != nil {
+		return x.Hotpatch
+	}
+	return Ternary_TERNARY_UNSPECIFIED
+}
+
+func (x *WindowsRelease) GetExtendedSupport() Ternary {
+	if x != nil {
+		return x.ExtendedSupport
+	}
+	return Ternary_TERNARY_UNSPECIFIED
+}
+
 // SupportEnd is one date after which a kind of support ends.
 type SupportEnd struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1039,7 +1560,7 @@ type SupportEnd struct {
 
 func (x *SupportEnd) Reset() {
 	*x = SupportEnd{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[4]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1572,7 @@ func (x *SupportEnd) String() string {
 func (*SupportEnd) ProtoMessage() {}
 
 func (x *SupportEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[4]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1585,7 @@ func (x *SupportEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupportEnd.ProtoReflect.Descriptor instead.
 func (*SupportEnd) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{4}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SupportEnd) GetKind() SupportKind {
@@ -1100,7 +1621,7 @@ type Volumes struct {
 
 func (x *Volumes) Reset() {
 	*x = Volumes{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[5]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1112,7 +1633,7 @@ func (x *Volumes) String() string {
 func (*Volumes) ProtoMessage() {}
 
 func (x *Volumes) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[5]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1125,7 +1646,7 @@ func (x *Volumes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volumes.ProtoReflect.Descriptor instead.
 func (*Volumes) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{5}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Volumes) GetReading() *Reading {
@@ -1152,6 +1673,7 @@ func (x *Volumes) GetContradictions() []*Contradiction {
 // Volume is one mounted filesystem or one swap space, with all that lies
 // between it and the hardware. Device names, labels and UUIDs are left out:
 // they embed names of persons.
+// Next field number: 7.
 type Volume struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Reading    *Reading               `protobuf:"bytes,1,opt,name=reading,proto3" json:"reading,omitempty"`
@@ -1164,13 +1686,15 @@ type Volume struct {
 	// Encryption above the block layer (ecryptfs, fscrypt, systemd-homed, ZFS
 	// native); empty when none. home_only protection does not cover the volume.
 	FileEncryption []*FileEncryption `protobuf:"bytes,5,rep,name=file_encryption,json=fileEncryption,proto3" json:"file_encryption,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What BitLocker says of the volume; absent where there is no BitLocker.
+	Bitlocker     *BitLocker `protobuf:"bytes,6,opt,name=bitlocker,proto3" json:"bitlocker,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[6]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1182,7 +1706,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[6]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,7 +1719,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{6}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Volume) GetReading() *Reading {
@@ -1233,6 +1757,13 @@ func (x *Volume) GetFileEncryption() []*FileEncryption {
 	return nil
 }
 
+func (x *Volume) GetBitlocker() *BitLocker {
+	if x != nil {
+		return x.Bitlocker
+	}
+	return nil
+}
+
 // StoragePath is one way from the volume down to a leaf device, outermost
 // layer first.
 type StoragePath struct {
@@ -1244,7 +1775,7 @@ type StoragePath struct {
 
 func (x *StoragePath) Reset() {
 	*x = StoragePath{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[7]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +1787,7 @@ func (x *StoragePath) String() string {
 func (*StoragePath) ProtoMessage() {}
 
 func (x *StoragePath) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[7]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +1800,7 @@ func (x *StoragePath) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoragePath.ProtoReflect.Descriptor instead.
 func (*StoragePath) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{7}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StoragePath) GetLayers() []*StorageLayer {
@@ -1306,7 +1837,7 @@ type StorageLayer struct {
 
 func (x *StorageLayer) Reset() {
 	*x = StorageLayer{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[8]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +1849,7 @@ func (x *StorageLayer) String() string {
 func (*StorageLayer) ProtoMessage() {}
 
 func (x *StorageLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[8]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +1862,7 @@ func (x *StorageLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StorageLayer.ProtoReflect.Descriptor instead.
 func (*StorageLayer) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{8}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StorageLayer) GetType() LayerType {
@@ -1416,7 +1947,7 @@ type FileEncryption struct {
 
 func (x *FileEncryption) Reset() {
 	*x = FileEncryption{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[9]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1428,7 +1959,7 @@ func (x *FileEncryption) String() string {
 func (*FileEncryption) ProtoMessage() {}
 
 func (x *FileEncryption) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[9]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1441,7 +1972,7 @@ func (x *FileEncryption) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileEncryption.ProtoReflect.Descriptor instead.
 func (*FileEncryption) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{9}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FileEncryption) GetSystem() string {
@@ -1465,8 +1996,135 @@ func (x *FileEncryption) GetHomeOnly() bool {
 	return false
 }
 
+// BitLocker is one volume as the methods of Win32_EncryptableVolume describe it.
+// Recovery passwords are never read.
+type BitLocker struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Reading    *Reading               `protobuf:"bytes,1,opt,name=reading,proto3" json:"reading,omitempty"`
+	Protection BitLockerProtection    `protobuf:"varint,2,opt,name=protection,proto3,enum=pfoertner.posture.v1.BitLockerProtection" json:"protection,omitempty"`
+	Conversion BitLockerConversion    `protobuf:"varint,3,opt,name=conversion,proto3,enum=pfoertner.posture.v1.BitLockerConversion" json:"conversion,omitempty"`
+	// How much is encrypted, in millionths: 1,000,000 is everything. A method
+	// that rounds is never asked.
+	EncryptedMillionths uint32 `protobuf:"varint,4,opt,name=encrypted_millionths,json=encryptedMillionths,proto3" json:"encrypted_millionths,omitempty"`
+	// "xts-aes-256"; "none" when the volume is not encrypted, "unknown" for a
+	// method that this agent does not know.
+	Method string          `protobuf:"bytes,5,opt,name=method,proto3" json:"method,omitempty"`
+	Wiping BitLockerWiping `protobuf:"varint,6,opt,name=wiping,proto3,enum=pfoertner.posture.v1.BitLockerWiping" json:"wiping,omitempty"`
+	Lock   BitLockerLock   `protobuf:"varint,7,opt,name=lock,proto3,enum=pfoertner.posture.v1.BitLockerLock" json:"lock,omitempty"`
+	// Every kind of key protector that is there; the weakest counts.
+	Protectors []BitLockerProtector `protobuf:"varint,8,rep,packed,name=protectors,proto3,enum=pfoertner.posture.v1.BitLockerProtector" json:"protectors,omitempty"`
+	// For how many restarts protection is suspended; zero when it is not, or
+	// until somebody resumes it.
+	SuspendedRestarts uint32 `protobuf:"varint,9,opt,name=suspended_restarts,json=suspendedRestarts,proto3" json:"suspended_restarts,omitempty"`
+	// Only the space that was in use got encrypted: what was deleted before may
+	// still be readable.
+	UsedSpaceOnly Ternary `protobuf:"varint,10,opt,name=used_space_only,json=usedSpaceOnly,proto3,enum=pfoertner.posture.v1.Ternary" json:"used_space_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BitLocker) Reset() {
+	*x = BitLocker{}
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BitLocker) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BitLocker) ProtoMessage() {}
+
+func (x *BitLocker) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BitLocker.ProtoReflect.Descriptor instead.
+func (*BitLocker) Descriptor() ([]byte, []int) {
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *BitLocker) GetReading() *Reading {
+	if x != nil {
+		return x.Reading
+	}
+	return nil
+}
+
+func (x *BitLocker) GetProtection() BitLockerProtection {
+	if x != nil {
+		return x.Protection
+	}
+	return BitLockerProtection_BIT_LOCKER_PROTECTION_UNSPECIFIED
+}
+
+func (x *BitLocker) GetConversion() BitLockerConversion {
+	if x != nil {
+		return x.Conversion
+	}
+	return BitLockerConversion_BIT_LOCKER_CONVERSION_UNSPECIFIED
+}
+
+func (x *BitLocker) GetEncryptedMillionths() uint32 {
+	if x != nil {
+		return x.EncryptedMillionths
+	}
+	return 0
+}
+
+func (x *BitLocker) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *BitLocker) GetWiping() BitLockerWiping {
+	if x != nil {
+		return x.Wiping
+	}
+	return BitLockerWiping_BIT_LOCKER_WIPING_UNSPECIFIED
+}
+
+func (x *BitLocker) GetLock() BitLockerLock {
+	if x != nil {
+		return x.Lock
+	}
+	return BitLockerLock_BIT_LOCKER_LOCK_UNSPECIFIED
+}
+
+func (x *BitLocker) GetProtectors() []BitLockerProtector {
+	if x != nil {
+		return x.Protectors
+	}
+	return nil
+}
+
+func (x *BitLocker) GetSuspendedRestarts() uint32 {
+	if x != nil {
+		return x.SuspendedRestarts
+	}
+	return 0
+}
+
+func (x *BitLocker) GetUsedSpaceOnly() Ternary {
+	if x != nil {
+		return x.UsedSpaceOnly
+	}
+	return Ternary_TERNARY_UNSPECIFIED
+}
+
 // Patch is the state of the operating system's updates.
-// Next field number: 14.
+// Next field number: 15.
 type Patch struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Reading *Reading               `protobuf:"bytes,1,opt,name=reading,proto3" json:"reading,omitempty"`
@@ -1488,13 +2146,15 @@ type Patch struct {
 	LastInstalledAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=last_installed_at,json=lastInstalledAt,proto3" json:"last_installed_at,omitempty"`
 	// Reading of the kernel part: it may fail alone.
 	KernelReading *Reading `protobuf:"bytes,13,opt,name=kernel_reading,json=kernelReading,proto3" json:"kernel_reading,omitempty"`
+	// What only Windows Update has; absent elsewhere.
+	WindowsUpdate *WindowsUpdate `protobuf:"bytes,14,opt,name=windows_update,json=windowsUpdate,proto3" json:"windows_update,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Patch) Reset() {
 	*x = Patch{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[10]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +2166,7 @@ func (x *Patch) String() string {
 func (*Patch) ProtoMessage() {}
 
 func (x *Patch) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[10]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +2179,7 @@ func (x *Patch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Patch.ProtoReflect.Descriptor instead.
 func (*Patch) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{10}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Patch) GetReading() *Reading {
@@ -1613,25 +2273,111 @@ func (x *Patch) GetKernelReading() *Reading {
 	return nil
 }
 
+func (x *Patch) GetWindowsUpdate() *WindowsUpdate {
+	if x != nil {
+		return x.WindowsUpdate
+	}
+	return nil
+}
+
+// WindowsUpdate is Windows Update on this notebook. The pending updates that
+// it knows are in Patch.pending.
+type WindowsUpdate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Reading of the search for pending updates: it may fail alone, and what is
+	// pending is then not known.
+	Reading *Reading `protobuf:"bytes,1,opt,name=reading,proto3" json:"reading,omitempty"`
+	// When it last searched, and last installed, without an error.
+	LastSearchAt       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=last_search_at,json=lastSearchAt,proto3" json:"last_search_at,omitempty"`
+	LastInstallationAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_installation_at,json=lastInstallationAt,proto3" json:"last_installation_at,omitempty"`
+	Source             UpdateSource           `protobuf:"varint,4,opt,name=source,proto3,enum=pfoertner.posture.v1.UpdateSource" json:"source,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *WindowsUpdate) Reset() {
+	*x = WindowsUpdate{}
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WindowsUpdate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WindowsUpdate) ProtoMessage() {}
+
+func (x *WindowsUpdate) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WindowsUpdate.ProtoReflect.Descriptor instead.
+func (*WindowsUpdate) Descriptor() ([]byte, []int) {
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *WindowsUpdate) GetReading() *Reading {
+	if x != nil {
+		return x.Reading
+	}
+	return nil
+}
+
+func (x *WindowsUpdate) GetLastSearchAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastSearchAt
+	}
+	return nil
+}
+
+func (x *WindowsUpdate) GetLastInstallationAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastInstallationAt
+	}
+	return nil
+}
+
+func (x *WindowsUpdate) GetSource() UpdateSource {
+	if x != nil {
+		return x.Source
+	}
+	return UpdateSource_UPDATE_SOURCE_UNSPECIFIED
+}
+
 // PendingUpdate is one security update that is not installed.
+// Next field number: 10.
 type PendingUpdate struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Package          string                 `protobuf:"bytes,1,opt,name=package,proto3" json:"package,omitempty"`
-	Architecture     string                 `protobuf:"bytes,2,opt,name=architecture,proto3" json:"architecture,omitempty"`
-	InstalledVersion string                 `protobuf:"bytes,3,opt,name=installed_version,json=installedVersion,proto3" json:"installed_version,omitempty"`
-	FixedVersion     string                 `protobuf:"bytes,4,opt,name=fixed_version,json=fixedVersion,proto3" json:"fixed_version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the package; the KB number on Windows: "KB5068861".
+	Package          string `protobuf:"bytes,1,opt,name=package,proto3" json:"package,omitempty"`
+	Architecture     string `protobuf:"bytes,2,opt,name=architecture,proto3" json:"architecture,omitempty"`
+	InstalledVersion string `protobuf:"bytes,3,opt,name=installed_version,json=installedVersion,proto3" json:"installed_version,omitempty"`
+	FixedVersion     string `protobuf:"bytes,4,opt,name=fixed_version,json=fixedVersion,proto3" json:"fixed_version,omitempty"`
 	// When this notebook first saw the fix offered: pending for at least so long.
 	FirstSeenAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=first_seen_at,json=firstSeenAt,proto3" json:"first_seen_at,omitempty"`
 	// "Debian-Security", "Ubuntu:jammy-security".
-	Origin        string `protobuf:"bytes,6,opt,name=origin,proto3" json:"origin,omitempty"`
-	Held          bool   `protobuf:"varint,7,opt,name=held,proto3" json:"held,omitempty"`
+	Origin string `protobuf:"bytes,6,opt,name=origin,proto3" json:"origin,omitempty"`
+	Held   bool   `protobuf:"varint,7,opt,name=held,proto3" json:"held,omitempty"`
+	// MsrcSeverity on Windows: "Critical"; empty when none is stated.
+	Severity string `protobuf:"bytes,8,opt,name=severity,proto3" json:"severity,omitempty"`
+	// When the update was last changed by its publisher; absent when not stated.
+	ReleasedAt    *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=released_at,json=releasedAt,proto3" json:"released_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PendingUpdate) Reset() {
 	*x = PendingUpdate{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[11]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +2389,7 @@ func (x *PendingUpdate) String() string {
 func (*PendingUpdate) ProtoMessage() {}
 
 func (x *PendingUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[11]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +2402,7 @@ func (x *PendingUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PendingUpdate.ProtoReflect.Descriptor instead.
 func (*PendingUpdate) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{11}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PendingUpdate) GetPackage() string {
@@ -1708,6 +2454,20 @@ func (x *PendingUpdate) GetHeld() bool {
 	return false
 }
 
+func (x *PendingUpdate) GetSeverity() string {
+	if x != nil {
+		return x.Severity
+	}
+	return ""
+}
+
+func (x *PendingUpdate) GetReleasedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReleasedAt
+	}
+	return nil
+}
+
 // Feed is one source of updates as the notebook last fetched it.
 type Feed struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -1725,7 +2485,7 @@ type Feed struct {
 
 func (x *Feed) Reset() {
 	*x = Feed{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[12]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1737,7 +2497,7 @@ func (x *Feed) String() string {
 func (*Feed) ProtoMessage() {}
 
 func (x *Feed) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[12]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,7 +2510,7 @@ func (x *Feed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Feed.ProtoReflect.Descriptor instead.
 func (*Feed) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{12}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Feed) GetOrigin() string {
@@ -1808,7 +2568,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[13]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1820,7 +2580,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[13]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1833,7 +2593,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{13}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Kernel) GetRunning() string {
@@ -1868,14 +2628,16 @@ type RebootPending struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Pending Ternary                `protobuf:"varint,1,opt,name=pending,proto3,enum=pfoertner.posture.v1.Ternary" json:"pending,omitempty"`
 	// What says so: "/run/reboot-required", "kernel".
-	Sources       []string `protobuf:"bytes,2,rep,name=sources,proto3" json:"sources,omitempty"`
+	Sources []string `protobuf:"bytes,2,rep,name=sources,proto3" json:"sources,omitempty"`
+	// What hints at it and may mean something else. It does not count in pending.
+	WeakSources   []string `protobuf:"bytes,3,rep,name=weak_sources,json=weakSources,proto3" json:"weak_sources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RebootPending) Reset() {
 	*x = RebootPending{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[14]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +2649,7 @@ func (x *RebootPending) String() string {
 func (*RebootPending) ProtoMessage() {}
 
 func (x *RebootPending) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[14]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2662,7 @@ func (x *RebootPending) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootPending.ProtoReflect.Descriptor instead.
 func (*RebootPending) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{14}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RebootPending) GetPending() Ternary {
@@ -1913,6 +2675,13 @@ func (x *RebootPending) GetPending() Ternary {
 func (x *RebootPending) GetSources() []string {
 	if x != nil {
 		return x.Sources
+	}
+	return nil
+}
+
+func (x *RebootPending) GetWeakSources() []string {
+	if x != nil {
+		return x.WeakSources
 	}
 	return nil
 }
@@ -1933,7 +2702,7 @@ type Vpn struct {
 
 func (x *Vpn) Reset() {
 	*x = Vpn{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[15]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2714,7 @@ func (x *Vpn) String() string {
 func (*Vpn) ProtoMessage() {}
 
 func (x *Vpn) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[15]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +2727,7 @@ func (x *Vpn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Vpn.ProtoReflect.Descriptor instead.
 func (*Vpn) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{15}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Vpn) GetReading() *Reading {
@@ -2017,13 +2786,17 @@ type VpnClient struct {
 	ScopeV4              RoutingScope     `protobuf:"varint,8,opt,name=scope_v4,json=scopeV4,proto3,enum=pfoertner.posture.v1.RoutingScope" json:"scope_v4,omitempty"`
 	ScopeV6              RoutingScope     `protobuf:"varint,9,opt,name=scope_v6,json=scopeV6,proto3,enum=pfoertner.posture.v1.RoutingScope" json:"scope_v6,omitempty"`
 	Contradictions       []*Contradiction `protobuf:"bytes,10,rep,name=contradictions,proto3" json:"contradictions,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// Who signed the client's program, and whether that signature is valid;
+	// empty and unspecified where programs are not signed.
+	Publisher      string  `protobuf:"bytes,11,opt,name=publisher,proto3" json:"publisher,omitempty"`
+	SignatureValid Ternary `protobuf:"varint,12,opt,name=signature_valid,json=signatureValid,proto3,enum=pfoertner.posture.v1.Ternary" json:"signature_valid,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *VpnClient) Reset() {
 	*x = VpnClient{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[16]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2035,7 +2808,7 @@ func (x *VpnClient) String() string {
 func (*VpnClient) ProtoMessage() {}
 
 func (x *VpnClient) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[16]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2048,7 +2821,7 @@ func (x *VpnClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VpnClient.ProtoReflect.Descriptor instead.
 func (*VpnClient) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{16}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *VpnClient) GetReading() *Reading {
@@ -2121,6 +2894,20 @@ func (x *VpnClient) GetContradictions() []*Contradiction {
 	return nil
 }
 
+func (x *VpnClient) GetPublisher() string {
+	if x != nil {
+		return x.Publisher
+	}
+	return ""
+}
+
+func (x *VpnClient) GetSignatureValid() Ternary {
+	if x != nil {
+		return x.SignatureValid
+	}
+	return Ternary_TERNARY_UNSPECIFIED
+}
+
 type Tpm struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Reading *Reading               `protobuf:"bytes,1,opt,name=reading,proto3" json:"reading,omitempty"`
@@ -2133,7 +2920,7 @@ type Tpm struct {
 
 func (x *Tpm) Reset() {
 	*x = Tpm{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[17]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2932,7 @@ func (x *Tpm) String() string {
 func (*Tpm) ProtoMessage() {}
 
 func (x *Tpm) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[17]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2945,7 @@ func (x *Tpm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tpm.ProtoReflect.Descriptor instead.
 func (*Tpm) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{17}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Tpm) GetReading() *Reading {
@@ -2187,14 +2974,15 @@ type SecureBoot struct {
 	Reading *Reading               `protobuf:"bytes,1,opt,name=reading,proto3" json:"reading,omitempty"`
 	Enabled Ternary                `protobuf:"varint,2,opt,name=enabled,proto3,enum=pfoertner.posture.v1.Ternary" json:"enabled,omitempty"`
 	// In setup mode anyone may replace the keys.
-	SetupMode     Ternary `protobuf:"varint,3,opt,name=setup_mode,json=setupMode,proto3,enum=pfoertner.posture.v1.Ternary" json:"setup_mode,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	SetupMode      Ternary          `protobuf:"varint,3,opt,name=setup_mode,json=setupMode,proto3,enum=pfoertner.posture.v1.Ternary" json:"setup_mode,omitempty"`
+	Contradictions []*Contradiction `protobuf:"bytes,4,rep,name=contradictions,proto3" json:"contradictions,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SecureBoot) Reset() {
 	*x = SecureBoot{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[18]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2994,7 @@ func (x *SecureBoot) String() string {
 func (*SecureBoot) ProtoMessage() {}
 
 func (x *SecureBoot) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[18]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +3007,7 @@ func (x *SecureBoot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecureBoot.ProtoReflect.Descriptor instead.
 func (*SecureBoot) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{18}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SecureBoot) GetReading() *Reading {
@@ -2243,6 +3031,13 @@ func (x *SecureBoot) GetSetupMode() Ternary {
 	return Ternary_TERNARY_UNSPECIFIED
 }
 
+func (x *SecureBoot) GetContradictions() []*Contradiction {
+	if x != nil {
+		return x.Contradictions
+	}
+	return nil
+}
+
 type Firewall struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Reading *Reading               `protobuf:"bytes,1,opt,name=reading,proto3" json:"reading,omitempty"`
@@ -2255,7 +3050,7 @@ type Firewall struct {
 
 func (x *Firewall) Reset() {
 	*x = Firewall{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[19]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +3062,7 @@ func (x *Firewall) String() string {
 func (*Firewall) ProtoMessage() {}
 
 func (x *Firewall) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[19]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +3075,7 @@ func (x *Firewall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall.ProtoReflect.Descriptor instead.
 func (*Firewall) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{19}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Firewall) GetReading() *Reading {
@@ -2311,13 +3106,16 @@ type FirewallEngine struct {
 	RulesLoaded   Ternary                `protobuf:"varint,3,opt,name=rules_loaded,json=rulesLoaded,proto3,enum=pfoertner.posture.v1.Ternary" json:"rules_loaded,omitempty"`
 	// Does it drop inbound traffic that no rule names?
 	InboundDefaultDrop Ternary `protobuf:"varint,4,opt,name=inbound_default_drop,json=inboundDefaultDrop,proto3,enum=pfoertner.posture.v1.Ternary" json:"inbound_default_drop,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// On Windows the profile that is in force: "domain", "private", "public".
+	// Several may be, one entry each.
+	Profile       string `protobuf:"bytes,5,opt,name=profile,proto3" json:"profile,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FirewallEngine) Reset() {
 	*x = FirewallEngine{}
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[20]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2329,7 +3127,7 @@ func (x *FirewallEngine) String() string {
 func (*FirewallEngine) ProtoMessage() {}
 
 func (x *FirewallEngine) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[20]
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2342,7 +3140,7 @@ func (x *FirewallEngine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FirewallEngine.ProtoReflect.Descriptor instead.
 func (*FirewallEngine) Descriptor() ([]byte, []int) {
-	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{20}
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FirewallEngine) GetEngine() string {
@@ -2373,11 +3171,223 @@ func (x *FirewallEngine) GetInboundDefaultDrop() Ternary {
 	return Ternary_TERNARY_UNSPECIFIED
 }
 
+func (x *FirewallEngine) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+// Antivirus is the protection against malware that is registered with the
+// system.
+type Antivirus struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Reading  *Reading               `protobuf:"bytes,1,opt,name=reading,proto3" json:"reading,omitempty"`
+	Products []*AntivirusProduct    `protobuf:"bytes,2,rep,name=products,proto3" json:"products,omitempty"`
+	// What the system says of all of them together.
+	Healthy        Ternary          `protobuf:"varint,3,opt,name=healthy,proto3,enum=pfoertner.posture.v1.Ternary" json:"healthy,omitempty"`
+	Contradictions []*Contradiction `protobuf:"bytes,4,rep,name=contradictions,proto3" json:"contradictions,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Antivirus) Reset() {
+	*x = Antivirus{}
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Antivirus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Antivirus) ProtoMessage() {}
+
+func (x *Antivirus) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Antivirus.ProtoReflect.Descriptor instead.
+func (*Antivirus) Descriptor() ([]byte, []int) {
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Antivirus) GetReading() *Reading {
+	if x != nil {
+		return x.Reading
+	}
+	return nil
+}
+
+func (x *Antivirus) GetProducts() []*AntivirusProduct {
+	if x != nil {
+		return x.Products
+	}
+	return nil
+}
+
+func (x *Antivirus) GetHealthy() Ternary {
+	if x != nil {
+		return x.Healthy
+	}
+	return Ternary_TERNARY_UNSPECIFIED
+}
+
+func (x *Antivirus) GetContradictions() []*Contradiction {
+	if x != nil {
+		return x.Contradictions
+	}
+	return nil
+}
+
+type AntivirusProduct struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	State AntivirusState         `protobuf:"varint,2,opt,name=state,proto3,enum=pfoertner.posture.v1.AntivirusState" json:"state,omitempty"`
+	// Are its signatures as new as its maker wants them to be?
+	UpToDate Ternary `protobuf:"varint,3,opt,name=up_to_date,json=upToDate,proto3,enum=pfoertner.posture.v1.Ternary" json:"up_to_date,omitempty"`
+	// Version of product or signatures, where it can be told.
+	Version       string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AntivirusProduct) Reset() {
+	*x = AntivirusProduct{}
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AntivirusProduct) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AntivirusProduct) ProtoMessage() {}
+
+func (x *AntivirusProduct) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AntivirusProduct.ProtoReflect.Descriptor instead.
+func (*AntivirusProduct) Descriptor() ([]byte, []int) {
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *AntivirusProduct) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AntivirusProduct) GetState() AntivirusState {
+	if x != nil {
+		return x.State
+	}
+	return AntivirusState_ANTIVIRUS_STATE_UNSPECIFIED
+}
+
+func (x *AntivirusProduct) GetUpToDate() Ternary {
+	if x != nil {
+		return x.UpToDate
+	}
+	return Ternary_TERNARY_UNSPECIFIED
+}
+
+func (x *AntivirusProduct) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+// ScreenLock is what the machine's policy says about locking an idle screen.
+// What a person set up alone is not read.
+type ScreenLock struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Reading *Reading               `protobuf:"bytes,1,opt,name=reading,proto3" json:"reading,omitempty"`
+	// Does the machine's policy demand it, so that no person can turn it off?
+	Enforced Ternary `protobuf:"varint,2,opt,name=enforced,proto3,enum=pfoertner.posture.v1.Ternary" json:"enforced,omitempty"`
+	// After how much idle time, in seconds; zero: never.
+	IdleSeconds   uint32 `protobuf:"varint,3,opt,name=idle_seconds,json=idleSeconds,proto3" json:"idle_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScreenLock) Reset() {
+	*x = ScreenLock{}
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScreenLock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScreenLock) ProtoMessage() {}
+
+func (x *ScreenLock) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_posture_v1_evidence_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScreenLock.ProtoReflect.Descriptor instead.
+func (*ScreenLock) Descriptor() ([]byte, []int) {
+	return file_pfoertner_posture_v1_evidence_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ScreenLock) GetReading() *Reading {
+	if x != nil {
+		return x.Reading
+	}
+	return nil
+}
+
+func (x *ScreenLock) GetEnforced() Ternary {
+	if x != nil {
+		return x.Enforced
+	}
+	return Ternary_TERNARY_UNSPECIFIED
+}
+
+func (x *ScreenLock) GetIdleSeconds() uint32 {
+	if x != nil {
+		return x.IdleSeconds
+	}
+	return 0
+}
+
 var File_pfoertner_posture_v1_evidence_proto protoreflect.FileDescriptor
 
 const file_pfoertner_posture_v1_evidence_proto_rawDesc = "" +
 	"\n" +
-	"#pfoertner/posture/v1/evidence.proto\x12\x14pfoertner.posture.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x03\n" +
+	"#pfoertner/posture/v1/evidence.proto\x12\x14pfoertner.posture.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8d\x04\n" +
 	"\bEvidence\x12:\n" +
 	"\bplatform\x18\x01 \x01(\v2\x1e.pfoertner.posture.v1.PlatformR\bplatform\x127\n" +
 	"\avolumes\x18\x02 \x01(\v2\x1d.pfoertner.posture.v1.VolumesR\avolumes\x121\n" +
@@ -2386,7 +3396,10 @@ const file_pfoertner_posture_v1_evidence_proto_rawDesc = "" +
 	"\x03tpm\x18\x05 \x01(\v2\x19.pfoertner.posture.v1.TpmR\x03tpm\x12A\n" +
 	"\vsecure_boot\x18\x06 \x01(\v2 .pfoertner.posture.v1.SecureBootR\n" +
 	"secureBoot\x12:\n" +
-	"\bfirewall\x18\a \x01(\v2\x1e.pfoertner.posture.v1.FirewallR\bfirewall\"\xe7\x01\n" +
+	"\bfirewall\x18\a \x01(\v2\x1e.pfoertner.posture.v1.FirewallR\bfirewall\x12=\n" +
+	"\tantivirus\x18\b \x01(\v2\x1f.pfoertner.posture.v1.AntivirusR\tantivirus\x12A\n" +
+	"\vscreen_lock\x18\t \x01(\v2 .pfoertner.posture.v1.ScreenLockR\n" +
+	"screenLock\"\xe7\x01\n" +
 	"\aReading\x128\n" +
 	"\x05state\x18\x01 \x01(\x0e2\".pfoertner.posture.v1.ReadingStateR\x05state\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
@@ -2399,7 +3412,7 @@ const file_pfoertner_posture_v1_evidence_proto_rawDesc = "" +
 	"\bsource_a\x18\x02 \x01(\tR\asourceA\x12\x15\n" +
 	"\x06says_a\x18\x03 \x01(\tR\x05saysA\x12\x19\n" +
 	"\bsource_b\x18\x04 \x01(\tR\asourceB\x12\x15\n" +
-	"\x06says_b\x18\x05 \x01(\tR\x05saysB\"\xf3\x04\n" +
+	"\x06says_b\x18\x05 \x01(\tR\x05saysB\"\x80\x06\n" +
 	"\bPlatform\x127\n" +
 	"\areading\x18\x01 \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\areading\x12P\n" +
 	"\x10operating_system\x18\x02 \x01(\x0e2%.pfoertner.posture.v1.OperatingSystemR\x0foperatingSystem\x12\"\n" +
@@ -2418,7 +3431,15 @@ const file_pfoertner_posture_v1_evidence_proto_rawDesc = "" +
 	"hypervisor\x12C\n" +
 	"\fsupport_ends\x18\f \x03(\v2 .pfoertner.posture.v1.SupportEndR\vsupportEnds\x12#\n" +
 	"\ragent_version\x18\r \x01(\tR\fagentVersion\x127\n" +
-	"\tbooted_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\bbootedAt\"\x90\x01\n" +
+	"\tbooted_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\bbootedAt\x12>\n" +
+	"\awindows\x18\x0f \x01(\v2$.pfoertner.posture.v1.WindowsReleaseR\awindows\x12K\n" +
+	"\x0econtradictions\x18\x10 \x03(\v2#.pfoertner.posture.v1.ContradictionR\x0econtradictions\"\xea\x01\n" +
+	"\x0eWindowsRelease\x12\x14\n" +
+	"\x05build\x18\x01 \x01(\rR\x05build\x12\x10\n" +
+	"\x03ubr\x18\x02 \x01(\rR\x03ubr\x12+\n" +
+	"\x11installation_type\x18\x03 \x01(\tR\x10installationType\x129\n" +
+	"\bhotpatch\x18\x04 \x01(\x0e2\x1d.pfoertner.posture.v1.TernaryR\bhotpatch\x12H\n" +
+	"\x10extended_support\x18\x05 \x01(\x0e2\x1d.pfoertner.posture.v1.TernaryR\x0fextendedSupport\"\x90\x01\n" +
 	"\n" +
 	"SupportEnd\x125\n" +
 	"\x04kind\x18\x01 \x01(\x0e2!.pfoertner.posture.v1.SupportKindR\x04kind\x123\n" +
@@ -2427,7 +3448,7 @@ const file_pfoertner_posture_v1_evidence_proto_rawDesc = "" +
 	"\aVolumes\x127\n" +
 	"\areading\x18\x01 \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\areading\x126\n" +
 	"\avolumes\x18\x02 \x03(\v2\x1c.pfoertner.posture.v1.VolumeR\avolumes\x12K\n" +
-	"\x0econtradictions\x18\x03 \x03(\v2#.pfoertner.posture.v1.ContradictionR\x0econtradictions\"\xac\x02\n" +
+	"\x0econtradictions\x18\x03 \x03(\v2#.pfoertner.posture.v1.ContradictionR\x0econtradictions\"\xeb\x02\n" +
 	"\x06Volume\x127\n" +
 	"\areading\x18\x01 \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\areading\x12A\n" +
 	"\vmount_class\x18\x02 \x01(\x0e2 .pfoertner.posture.v1.MountClassR\n" +
@@ -2436,7 +3457,8 @@ const file_pfoertner_posture_v1_evidence_proto_rawDesc = "" +
 	"filesystem\x18\x03 \x01(\tR\n" +
 	"filesystem\x127\n" +
 	"\x05paths\x18\x04 \x03(\v2!.pfoertner.posture.v1.StoragePathR\x05paths\x12M\n" +
-	"\x0ffile_encryption\x18\x05 \x03(\v2$.pfoertner.posture.v1.FileEncryptionR\x0efileEncryption\"I\n" +
+	"\x0ffile_encryption\x18\x05 \x03(\v2$.pfoertner.posture.v1.FileEncryptionR\x0efileEncryption\x12=\n" +
+	"\tbitlocker\x18\x06 \x01(\v2\x1f.pfoertner.posture.v1.BitLockerR\tbitlocker\"I\n" +
 	"\vStoragePath\x12:\n" +
 	"\x06layers\x18\x01 \x03(\v2\".pfoertner.posture.v1.StorageLayerR\x06layers\"\x80\x03\n" +
 	"\fStorageLayer\x123\n" +
@@ -2456,7 +3478,25 @@ const file_pfoertner_posture_v1_evidence_proto_rawDesc = "" +
 	"\x0eFileEncryption\x12\x16\n" +
 	"\x06system\x18\x01 \x01(\tR\x06system\x12\x16\n" +
 	"\x06cipher\x18\x02 \x01(\tR\x06cipher\x12\x1b\n" +
-	"\thome_only\x18\x03 \x01(\bR\bhomeOnly\"\xfc\x05\n" +
+	"\thome_only\x18\x03 \x01(\bR\bhomeOnly\"\xdd\x04\n" +
+	"\tBitLocker\x127\n" +
+	"\areading\x18\x01 \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\areading\x12I\n" +
+	"\n" +
+	"protection\x18\x02 \x01(\x0e2).pfoertner.posture.v1.BitLockerProtectionR\n" +
+	"protection\x12I\n" +
+	"\n" +
+	"conversion\x18\x03 \x01(\x0e2).pfoertner.posture.v1.BitLockerConversionR\n" +
+	"conversion\x121\n" +
+	"\x14encrypted_millionths\x18\x04 \x01(\rR\x13encryptedMillionths\x12\x16\n" +
+	"\x06method\x18\x05 \x01(\tR\x06method\x12=\n" +
+	"\x06wiping\x18\x06 \x01(\x0e2%.pfoertner.posture.v1.BitLockerWipingR\x06wiping\x127\n" +
+	"\x04lock\x18\a \x01(\x0e2#.pfoertner.posture.v1.BitLockerLockR\x04lock\x12H\n" +
+	"\n" +
+	"protectors\x18\b \x03(\x0e2(.pfoertner.posture.v1.BitLockerProtectorR\n" +
+	"protectors\x12-\n" +
+	"\x12suspended_restarts\x18\t \x01(\rR\x11suspendedRestarts\x12E\n" +
+	"\x0fused_space_only\x18\n" +
+	" \x01(\x0e2\x1d.pfoertner.posture.v1.TernaryR\rusedSpaceOnly\"\xc8\x06\n" +
 	"\x05Patch\x127\n" +
 	"\areading\x18\x01 \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\areading\x12%\n" +
 	"\x0epackage_system\x18\x02 \x01(\tR\rpackageSystem\x12-\n" +
@@ -2471,7 +3511,13 @@ const file_pfoertner_posture_v1_evidence_proto_rawDesc = "" +
 	" \x01(\v2#.pfoertner.posture.v1.RebootPendingR\rrebootPending\x12K\n" +
 	"\x0econtradictions\x18\v \x03(\v2#.pfoertner.posture.v1.ContradictionR\x0econtradictions\x12F\n" +
 	"\x11last_installed_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x0flastInstalledAt\x12D\n" +
-	"\x0ekernel_reading\x18\r \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\rkernelReading\"\x8b\x02\n" +
+	"\x0ekernel_reading\x18\r \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\rkernelReading\x12J\n" +
+	"\x0ewindows_update\x18\x0e \x01(\v2#.pfoertner.posture.v1.WindowsUpdateR\rwindowsUpdate\"\x94\x02\n" +
+	"\rWindowsUpdate\x127\n" +
+	"\areading\x18\x01 \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\areading\x12@\n" +
+	"\x0elast_search_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\flastSearchAt\x12L\n" +
+	"\x14last_installation_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x12lastInstallationAt\x12:\n" +
+	"\x06source\x18\x04 \x01(\x0e2\".pfoertner.posture.v1.UpdateSourceR\x06source\"\xe4\x02\n" +
 	"\rPendingUpdate\x12\x18\n" +
 	"\apackage\x18\x01 \x01(\tR\apackage\x12\"\n" +
 	"\farchitecture\x18\x02 \x01(\tR\farchitecture\x12+\n" +
@@ -2479,7 +3525,10 @@ const file_pfoertner_posture_v1_evidence_proto_rawDesc = "" +
 	"\rfixed_version\x18\x04 \x01(\tR\ffixedVersion\x12>\n" +
 	"\rfirst_seen_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vfirstSeenAt\x12\x16\n" +
 	"\x06origin\x18\x06 \x01(\tR\x06origin\x12\x12\n" +
-	"\x04held\x18\a \x01(\bR\x04held\"\x8b\x02\n" +
+	"\x04held\x18\a \x01(\bR\x04held\x12\x1a\n" +
+	"\bseverity\x18\b \x01(\tR\bseverity\x12;\n" +
+	"\vreleased_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"releasedAt\"\x8b\x02\n" +
 	"\x04Feed\x12\x16\n" +
 	"\x06origin\x18\x01 \x01(\tR\x06origin\x12\x1a\n" +
 	"\bcodename\x18\x02 \x01(\tR\bcodename\x12\x1a\n" +
@@ -2494,17 +3543,18 @@ const file_pfoertner_posture_v1_evidence_proto_rawDesc = "" +
 	"\arunning\x18\x01 \x01(\tR\arunning\x12)\n" +
 	"\x10newest_installed\x18\x02 \x01(\tR\x0fnewestInstalled\x12#\n" +
 	"\rrunning_build\x18\x03 \x01(\tR\frunningBuild\x124\n" +
-	"\x16newest_installed_build\x18\x04 \x01(\tR\x14newestInstalledBuild\"b\n" +
+	"\x16newest_installed_build\x18\x04 \x01(\tR\x14newestInstalledBuild\"\x85\x01\n" +
 	"\rRebootPending\x127\n" +
 	"\apending\x18\x01 \x01(\x0e2\x1d.pfoertner.posture.v1.TernaryR\apending\x12\x18\n" +
-	"\asources\x18\x02 \x03(\tR\asources\"\x8c\x03\n" +
+	"\asources\x18\x02 \x03(\tR\asources\x12!\n" +
+	"\fweak_sources\x18\x03 \x03(\tR\vweakSources\"\x8c\x03\n" +
 	"\x03Vpn\x127\n" +
 	"\areading\x18\x01 \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\areading\x129\n" +
 	"\aclients\x18\x02 \x03(\v2\x1f.pfoertner.posture.v1.VpnClientR\aclients\x12=\n" +
 	"\bscope_v4\x18\x03 \x01(\x0e2\".pfoertner.posture.v1.RoutingScopeR\ascopeV4\x12=\n" +
 	"\bscope_v6\x18\x04 \x01(\x0e2\".pfoertner.posture.v1.RoutingScopeR\ascopeV6\x12K\n" +
 	"\x0econtradictions\x18\x05 \x03(\v2#.pfoertner.posture.v1.ContradictionR\x0econtradictions\x12F\n" +
-	"\x0frouting_reading\x18\x06 \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\x0eroutingReading\"\xe0\x04\n" +
+	"\x0frouting_reading\x18\x06 \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\x0eroutingReading\"\xc6\x05\n" +
 	"\tVpnClient\x127\n" +
 	"\areading\x18\x01 \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\areading\x12\x18\n" +
 	"\aproduct\x18\x02 \x01(\tR\aproduct\x12\x18\n" +
@@ -2516,26 +3566,46 @@ const file_pfoertner_posture_v1_evidence_proto_rawDesc = "" +
 	"\bscope_v4\x18\b \x01(\x0e2\".pfoertner.posture.v1.RoutingScopeR\ascopeV4\x12=\n" +
 	"\bscope_v6\x18\t \x01(\x0e2\".pfoertner.posture.v1.RoutingScopeR\ascopeV6\x12K\n" +
 	"\x0econtradictions\x18\n" +
-	" \x03(\v2#.pfoertner.posture.v1.ContradictionR\x0econtradictions\"\x91\x01\n" +
+	" \x03(\v2#.pfoertner.posture.v1.ContradictionR\x0econtradictions\x12\x1c\n" +
+	"\tpublisher\x18\v \x01(\tR\tpublisher\x12F\n" +
+	"\x0fsignature_valid\x18\f \x01(\x0e2\x1d.pfoertner.posture.v1.TernaryR\x0esignatureValid\"\x91\x01\n" +
 	"\x03Tpm\x127\n" +
 	"\areading\x18\x01 \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\areading\x127\n" +
 	"\apresent\x18\x02 \x01(\x0e2\x1d.pfoertner.posture.v1.TernaryR\apresent\x12\x18\n" +
-	"\aversion\x18\x03 \x01(\tR\aversion\"\xbc\x01\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\"\x89\x02\n" +
 	"\n" +
 	"SecureBoot\x127\n" +
 	"\areading\x18\x01 \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\areading\x127\n" +
 	"\aenabled\x18\x02 \x01(\x0e2\x1d.pfoertner.posture.v1.TernaryR\aenabled\x12<\n" +
 	"\n" +
-	"setup_mode\x18\x03 \x01(\x0e2\x1d.pfoertner.posture.v1.TernaryR\tsetupMode\"\xd0\x01\n" +
+	"setup_mode\x18\x03 \x01(\x0e2\x1d.pfoertner.posture.v1.TernaryR\tsetupMode\x12K\n" +
+	"\x0econtradictions\x18\x04 \x03(\v2#.pfoertner.posture.v1.ContradictionR\x0econtradictions\"\xd0\x01\n" +
 	"\bFirewall\x127\n" +
 	"\areading\x18\x01 \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\areading\x12>\n" +
 	"\aengines\x18\x02 \x03(\v2$.pfoertner.posture.v1.FirewallEngineR\aengines\x12K\n" +
-	"\x0econtradictions\x18\x03 \x03(\v2#.pfoertner.posture.v1.ContradictionR\x0econtradictions\"\x81\x02\n" +
+	"\x0econtradictions\x18\x03 \x03(\v2#.pfoertner.posture.v1.ContradictionR\x0econtradictions\"\x9b\x02\n" +
 	"\x0eFirewallEngine\x12\x16\n" +
 	"\x06engine\x18\x01 \x01(\tR\x06engine\x12D\n" +
 	"\x0eservice_active\x18\x02 \x01(\x0e2\x1d.pfoertner.posture.v1.TernaryR\rserviceActive\x12@\n" +
 	"\frules_loaded\x18\x03 \x01(\x0e2\x1d.pfoertner.posture.v1.TernaryR\vrulesLoaded\x12O\n" +
-	"\x14inbound_default_drop\x18\x04 \x01(\x0e2\x1d.pfoertner.posture.v1.TernaryR\x12inboundDefaultDrop*\x85\x01\n" +
+	"\x14inbound_default_drop\x18\x04 \x01(\x0e2\x1d.pfoertner.posture.v1.TernaryR\x12inboundDefaultDrop\x12\x18\n" +
+	"\aprofile\x18\x05 \x01(\tR\aprofile\"\x8e\x02\n" +
+	"\tAntivirus\x127\n" +
+	"\areading\x18\x01 \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\areading\x12B\n" +
+	"\bproducts\x18\x02 \x03(\v2&.pfoertner.posture.v1.AntivirusProductR\bproducts\x127\n" +
+	"\ahealthy\x18\x03 \x01(\x0e2\x1d.pfoertner.posture.v1.TernaryR\ahealthy\x12K\n" +
+	"\x0econtradictions\x18\x04 \x03(\v2#.pfoertner.posture.v1.ContradictionR\x0econtradictions\"\xb9\x01\n" +
+	"\x10AntivirusProduct\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12:\n" +
+	"\x05state\x18\x02 \x01(\x0e2$.pfoertner.posture.v1.AntivirusStateR\x05state\x12;\n" +
+	"\n" +
+	"up_to_date\x18\x03 \x01(\x0e2\x1d.pfoertner.posture.v1.TernaryR\bupToDate\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\"\xa3\x01\n" +
+	"\n" +
+	"ScreenLock\x127\n" +
+	"\areading\x18\x01 \x01(\v2\x1d.pfoertner.posture.v1.ReadingR\areading\x129\n" +
+	"\benforced\x18\x02 \x01(\x0e2\x1d.pfoertner.posture.v1.TernaryR\benforced\x12!\n" +
+	"\fidle_seconds\x18\x03 \x01(\rR\vidleSeconds*\x85\x01\n" +
 	"\fReadingState\x12\x1d\n" +
 	"\x19READING_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16READING_STATE_OBSERVED\x10\x01\x12 \n" +
@@ -2599,13 +3669,61 @@ const file_pfoertner_posture_v1_evidence_proto_rawDesc = "" +
 	"\rKEY_FILE_NONE\x10\x01\x12\x19\n" +
 	"\x15KEY_FILE_ON_ENCRYPTED\x10\x02\x12\x19\n" +
 	"\x15KEY_FILE_ON_PLAINTEXT\x10\x03\x12\x13\n" +
-	"\x0fKEY_FILE_RANDOM\x10\x04*\x99\x01\n" +
+	"\x0fKEY_FILE_RANDOM\x10\x04*\x9c\x01\n" +
+	"\x13BitLockerProtection\x12%\n" +
+	"!BIT_LOCKER_PROTECTION_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19BIT_LOCKER_PROTECTION_OFF\x10\x01\x12\x1c\n" +
+	"\x18BIT_LOCKER_PROTECTION_ON\x10\x02\x12!\n" +
+	"\x1dBIT_LOCKER_PROTECTION_UNKNOWN\x10\x03*\xac\x02\n" +
+	"\x13BitLockerConversion\x12%\n" +
+	"!BIT_LOCKER_CONVERSION_UNSPECIFIED\x10\x00\x12#\n" +
+	"\x1fBIT_LOCKER_CONVERSION_DECRYPTED\x10\x01\x12#\n" +
+	"\x1fBIT_LOCKER_CONVERSION_ENCRYPTED\x10\x02\x12$\n" +
+	" BIT_LOCKER_CONVERSION_ENCRYPTING\x10\x03\x12$\n" +
+	" BIT_LOCKER_CONVERSION_DECRYPTING\x10\x04\x12+\n" +
+	"'BIT_LOCKER_CONVERSION_ENCRYPTION_PAUSED\x10\x05\x12+\n" +
+	"'BIT_LOCKER_CONVERSION_DECRYPTION_PAUSED\x10\x06*\xaf\x01\n" +
+	"\x0fBitLockerWiping\x12!\n" +
+	"\x1dBIT_LOCKER_WIPING_UNSPECIFIED\x10\x00\x12\x1f\n" +
+	"\x1bBIT_LOCKER_WIPING_NOT_WIPED\x10\x01\x12\x1b\n" +
+	"\x17BIT_LOCKER_WIPING_WIPED\x10\x02\x12\x1d\n" +
+	"\x19BIT_LOCKER_WIPING_RUNNING\x10\x03\x12\x1c\n" +
+	"\x18BIT_LOCKER_WIPING_PAUSED\x10\x04*j\n" +
+	"\rBitLockerLock\x12\x1f\n" +
+	"\x1bBIT_LOCKER_LOCK_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18BIT_LOCKER_LOCK_UNLOCKED\x10\x01\x12\x1a\n" +
+	"\x16BIT_LOCKER_LOCK_LOCKED\x10\x02*\xd8\x03\n" +
+	"\x12BitLockerProtector\x12$\n" +
+	" BIT_LOCKER_PROTECTOR_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18BIT_LOCKER_PROTECTOR_TPM\x10\x01\x12%\n" +
+	"!BIT_LOCKER_PROTECTOR_EXTERNAL_KEY\x10\x02\x12+\n" +
+	"'BIT_LOCKER_PROTECTOR_NUMERICAL_PASSWORD\x10\x03\x12 \n" +
+	"\x1cBIT_LOCKER_PROTECTOR_TPM_PIN\x10\x04\x12(\n" +
+	"$BIT_LOCKER_PROTECTOR_TPM_STARTUP_KEY\x10\x05\x12,\n" +
+	"(BIT_LOCKER_PROTECTOR_TPM_PIN_STARTUP_KEY\x10\x06\x12#\n" +
+	"\x1fBIT_LOCKER_PROTECTOR_PUBLIC_KEY\x10\a\x12#\n" +
+	"\x1fBIT_LOCKER_PROTECTOR_PASSPHRASE\x10\b\x12(\n" +
+	"$BIT_LOCKER_PROTECTOR_TPM_CERTIFICATE\x10\t\x12\x1c\n" +
+	"\x18BIT_LOCKER_PROTECTOR_SID\x10\n" +
+	"\x12\x1e\n" +
+	"\x1aBIT_LOCKER_PROTECTOR_OTHER\x10\v*\x91\x01\n" +
+	"\fUpdateSource\x12\x1d\n" +
+	"\x19UPDATE_SOURCE_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12UPDATE_SOURCE_WSUS\x10\x01\x12-\n" +
+	")UPDATE_SOURCE_WINDOWS_UPDATE_FOR_BUSINESS\x10\x02\x12\x1b\n" +
+	"\x17UPDATE_SOURCE_MICROSOFT\x10\x03*\x99\x01\n" +
 	"\fRoutingScope\x12\x1d\n" +
 	"\x19ROUTING_SCOPE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12ROUTING_SCOPE_NONE\x10\x01\x12\x17\n" +
 	"\x13ROUTING_SCOPE_SPLIT\x10\x02\x12\x16\n" +
 	"\x12ROUTING_SCOPE_FULL\x10\x03\x12!\n" +
-	"\x1dROUTING_SCOPE_NO_CONNECTIVITY\x10\x04B0Z.pfoertner/proto/pfoertner/posture/v1;posturev1b\x06proto3"
+	"\x1dROUTING_SCOPE_NO_CONNECTIVITY\x10\x04*\x9c\x01\n" +
+	"\x0eAntivirusState\x12\x1f\n" +
+	"\x1bANTIVIRUS_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13ANTIVIRUS_STATE_OFF\x10\x01\x12\x16\n" +
+	"\x12ANTIVIRUS_STATE_ON\x10\x02\x12\x1b\n" +
+	"\x17ANTIVIRUS_STATE_SNOOZED\x10\x03\x12\x1b\n" +
+	"\x17ANTIVIRUS_STATE_EXPIRED\x10\x04B0Z.pfoertner/proto/pfoertner/posture/v1;posturev1b\x06proto3"
 
 var (
 	file_pfoertner_posture_v1_evidence_proto_rawDescOnce sync.Once
@@ -2619,8 +3737,8 @@ func file_pfoertner_posture_v1_evidence_proto_rawDescGZIP() []byte {
 	return file_pfoertner_posture_v1_evidence_proto_rawDescData
 }
 
-var file_pfoertner_posture_v1_evidence_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_pfoertner_posture_v1_evidence_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_pfoertner_posture_v1_evidence_proto_enumTypes = make([]protoimpl.EnumInfo, 17)
+var file_pfoertner_posture_v1_evidence_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_pfoertner_posture_v1_evidence_proto_goTypes = []any{
 	(ReadingState)(0),             // 0: pfoertner.posture.v1.ReadingState
 	(Ternary)(0),                  // 1: pfoertner.posture.v1.Ternary
@@ -2631,104 +3749,147 @@ var file_pfoertner_posture_v1_evidence_proto_goTypes = []any{
 	(LayerType)(0),                // 6: pfoertner.posture.v1.LayerType
 	(VerifiedBy)(0),               // 7: pfoertner.posture.v1.VerifiedBy
 	(KeyFile)(0),                  // 8: pfoertner.posture.v1.KeyFile
-	(RoutingScope)(0),             // 9: pfoertner.posture.v1.RoutingScope
-	(*Evidence)(nil),              // 10: pfoertner.posture.v1.Evidence
-	(*Reading)(nil),               // 11: pfoertner.posture.v1.Reading
-	(*Contradiction)(nil),         // 12: pfoertner.posture.v1.Contradiction
-	(*Platform)(nil),              // 13: pfoertner.posture.v1.Platform
-	(*SupportEnd)(nil),            // 14: pfoertner.posture.v1.SupportEnd
-	(*Volumes)(nil),               // 15: pfoertner.posture.v1.Volumes
-	(*Volume)(nil),                // 16: pfoertner.posture.v1.Volume
-	(*StoragePath)(nil),           // 17: pfoertner.posture.v1.StoragePath
-	(*StorageLayer)(nil),          // 18: pfoertner.posture.v1.StorageLayer
-	(*FileEncryption)(nil),        // 19: pfoertner.posture.v1.FileEncryption
-	(*Patch)(nil),                 // 20: pfoertner.posture.v1.Patch
-	(*PendingUpdate)(nil),         // 21: pfoertner.posture.v1.PendingUpdate
-	(*Feed)(nil),                  // 22: pfoertner.posture.v1.Feed
-	(*Kernel)(nil),                // 23: pfoertner.posture.v1.Kernel
-	(*RebootPending)(nil),         // 24: pfoertner.posture.v1.RebootPending
-	(*Vpn)(nil),                   // 25: pfoertner.posture.v1.Vpn
-	(*VpnClient)(nil),             // 26: pfoertner.posture.v1.VpnClient
-	(*Tpm)(nil),                   // 27: pfoertner.posture.v1.Tpm
-	(*SecureBoot)(nil),            // 28: pfoertner.posture.v1.SecureBoot
-	(*Firewall)(nil),              // 29: pfoertner.posture.v1.Firewall
-	(*FirewallEngine)(nil),        // 30: pfoertner.posture.v1.FirewallEngine
-	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
+	(BitLockerProtection)(0),      // 9: pfoertner.posture.v1.BitLockerProtection
+	(BitLockerConversion)(0),      // 10: pfoertner.posture.v1.BitLockerConversion
+	(BitLockerWiping)(0),          // 11: pfoertner.posture.v1.BitLockerWiping
+	(BitLockerLock)(0),            // 12: pfoertner.posture.v1.BitLockerLock
+	(BitLockerProtector)(0),       // 13: pfoertner.posture.v1.BitLockerProtector
+	(UpdateSource)(0),             // 14: pfoertner.posture.v1.UpdateSource
+	(RoutingScope)(0),             // 15: pfoertner.posture.v1.RoutingScope
+	(AntivirusState)(0),           // 16: pfoertner.posture.v1.AntivirusState
+	(*Evidence)(nil),              // 17: pfoertner.posture.v1.Evidence
+	(*Reading)(nil),               // 18: pfoertner.posture.v1.Reading
+	(*Contradiction)(nil),         // 19: pfoertner.posture.v1.Contradiction
+	(*Platform)(nil),              // 20: pfoertner.posture.v1.Platform
+	(*WindowsRelease)(nil),        // 21: pfoertner.posture.v1.WindowsRelease
+	(*SupportEnd)(nil),            // 22: pfoertner.posture.v1.SupportEnd
+	(*Volumes)(nil),               // 23: pfoertner.posture.v1.Volumes
+	(*Volume)(nil),                // 24: pfoertner.posture.v1.Volume
+	(*StoragePath)(nil),           // 25: pfoertner.posture.v1.StoragePath
+	(*StorageLayer)(nil),          // 26: pfoertner.posture.v1.StorageLayer
+	(*FileEncryption)(nil),        // 27: pfoertner.posture.v1.FileEncryption
+	(*BitLocker)(nil),             // 28: pfoertner.posture.v1.BitLocker
+	(*Patch)(nil),                 // 29: pfoertner.posture.v1.Patch
+	(*WindowsUpdate)(nil),         // 30: pfoertner.posture.v1.WindowsUpdate
+	(*PendingUpdate)(nil),         // 31: pfoertner.posture.v1.PendingUpdate
+	(*Feed)(nil),                  // 32: pfoertner.posture.v1.Feed
+	(*Kernel)(nil),                // 33: pfoertner.posture.v1.Kernel
+	(*RebootPending)(nil),         // 34: pfoertner.posture.v1.RebootPending
+	(*Vpn)(nil),                   // 35: pfoertner.posture.v1.Vpn
+	(*VpnClient)(nil),             // 36: pfoertner.posture.v1.VpnClient
+	(*Tpm)(nil),                   // 37: pfoertner.posture.v1.Tpm
+	(*SecureBoot)(nil),            // 38: pfoertner.posture.v1.SecureBoot
+	(*Firewall)(nil),              // 39: pfoertner.posture.v1.Firewall
+	(*FirewallEngine)(nil),        // 40: pfoertner.posture.v1.FirewallEngine
+	(*Antivirus)(nil),             // 41: pfoertner.posture.v1.Antivirus
+	(*AntivirusProduct)(nil),      // 42: pfoertner.posture.v1.AntivirusProduct
+	(*ScreenLock)(nil),            // 43: pfoertner.posture.v1.ScreenLock
+	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 45: google.protobuf.Duration
 }
 var file_pfoertner_posture_v1_evidence_proto_depIdxs = []int32{
-	13, // 0: pfoertner.posture.v1.Evidence.platform:type_name -> pfoertner.posture.v1.Platform
-	15, // 1: pfoertner.posture.v1.Evidence.volumes:type_name -> pfoertner.posture.v1.Volumes
-	20, // 2: pfoertner.posture.v1.Evidence.patch:type_name -> pfoertner.posture.v1.Patch
-	25, // 3: pfoertner.posture.v1.Evidence.vpn:type_name -> pfoertner.posture.v1.Vpn
-	27, // 4: pfoertner.posture.v1.Evidence.tpm:type_name -> pfoertner.posture.v1.Tpm
-	28, // 5: pfoertner.posture.v1.Evidence.secure_boot:type_name -> pfoertner.posture.v1.SecureBoot
-	29, // 6: pfoertner.posture.v1.Evidence.firewall:type_name -> pfoertner.posture.v1.Firewall
-	0,  // 7: pfoertner.posture.v1.Reading.state:type_name -> pfoertner.posture.v1.ReadingState
-	31, // 8: pfoertner.posture.v1.Reading.observed_at:type_name -> google.protobuf.Timestamp
-	32, // 9: pfoertner.posture.v1.Reading.duration:type_name -> google.protobuf.Duration
-	11, // 10: pfoertner.posture.v1.Platform.reading:type_name -> pfoertner.posture.v1.Reading
-	2,  // 11: pfoertner.posture.v1.Platform.operating_system:type_name -> pfoertner.posture.v1.OperatingSystem
-	3,  // 12: pfoertner.posture.v1.Platform.form_factor:type_name -> pfoertner.posture.v1.FormFactor
-	14, // 13: pfoertner.posture.v1.Platform.support_ends:type_name -> pfoertner.posture.v1.SupportEnd
-	31, // 14: pfoertner.posture.v1.Platform.booted_at:type_name -> google.protobuf.Timestamp
-	4,  // 15: pfoertner.posture.v1.SupportEnd.kind:type_name -> pfoertner.posture.v1.SupportKind
-	31, // 16: pfoertner.posture.v1.SupportEnd.ends_at:type_name -> google.protobuf.Timestamp
-	11, // 17: pfoertner.posture.v1.Volumes.reading:type_name -> pfoertner.posture.v1.Reading
-	16, // 18: pfoertner.posture.v1.Volumes.volumes:type_name -> pfoertner.posture.v1.Volume
-	12, // 19: pfoertner.posture.v1.Volumes.contradictions:type_name -> pfoertner.posture.v1.Contradiction
-	11, // 20: pfoertner.posture.v1.Volume.reading:type_name -> pfoertner.posture.v1.Reading
-	5,  // 21: pfoertner.posture.v1.Volume.mount_class:type_name -> pfoertner.posture.v1.MountClass
-	17, // 22: pfoertner.posture.v1.Volume.paths:type_name -> pfoertner.posture.v1.StoragePath
-	19, // 23: pfoertner.posture.v1.Volume.file_encryption:type_name -> pfoertner.posture.v1.FileEncryption
-	18, // 24: pfoertner.posture.v1.StoragePath.layers:type_name -> pfoertner.posture.v1.StorageLayer
-	6,  // 25: pfoertner.posture.v1.StorageLayer.type:type_name -> pfoertner.posture.v1.LayerType
-	7,  // 26: pfoertner.posture.v1.StorageLayer.verified_by:type_name -> pfoertner.posture.v1.VerifiedBy
-	8,  // 27: pfoertner.posture.v1.StorageLayer.key_file:type_name -> pfoertner.posture.v1.KeyFile
-	11, // 28: pfoertner.posture.v1.Patch.reading:type_name -> pfoertner.posture.v1.Reading
-	21, // 29: pfoertner.posture.v1.Patch.pending:type_name -> pfoertner.posture.v1.PendingUpdate
-	22, // 30: pfoertner.posture.v1.Patch.feeds:type_name -> pfoertner.posture.v1.Feed
-	1,  // 31: pfoertner.posture.v1.Patch.security_feed_configured:type_name -> pfoertner.posture.v1.Ternary
-	23, // 32: pfoertner.posture.v1.Patch.kernel:type_name -> pfoertner.posture.v1.Kernel
-	24, // 33: pfoertner.posture.v1.Patch.reboot_pending:type_name -> pfoertner.posture.v1.RebootPending
-	12, // 34: pfoertner.posture.v1.Patch.contradictions:type_name -> pfoertner.posture.v1.Contradiction
-	31, // 35: pfoertner.posture.v1.Patch.last_installed_at:type_name -> google.protobuf.Timestamp
-	11, // 36: pfoertner.posture.v1.Patch.kernel_reading:type_name -> pfoertner.posture.v1.Reading
-	31, // 37: pfoertner.posture.v1.PendingUpdate.first_seen_at:type_name -> google.protobuf.Timestamp
-	31, // 38: pfoertner.posture.v1.Feed.released_at:type_name -> google.protobuf.Timestamp
-	31, // 39: pfoertner.posture.v1.Feed.valid_until:type_name -> google.protobuf.Timestamp
-	31, // 40: pfoertner.posture.v1.Feed.fetched_at:type_name -> google.protobuf.Timestamp
-	1,  // 41: pfoertner.posture.v1.RebootPending.pending:type_name -> pfoertner.posture.v1.Ternary
-	11, // 42: pfoertner.posture.v1.Vpn.reading:type_name -> pfoertner.posture.v1.Reading
-	26, // 43: pfoertner.posture.v1.Vpn.clients:type_name -> pfoertner.posture.v1.VpnClient
-	9,  // 44: pfoertner.posture.v1.Vpn.scope_v4:type_name -> pfoertner.posture.v1.RoutingScope
-	9,  // 45: pfoertner.posture.v1.Vpn.scope_v6:type_name -> pfoertner.posture.v1.RoutingScope
-	12, // 46: pfoertner.posture.v1.Vpn.contradictions:type_name -> pfoertner.posture.v1.Contradiction
-	11, // 47: pfoertner.posture.v1.Vpn.routing_reading:type_name -> pfoertner.posture.v1.Reading
-	11, // 48: pfoertner.posture.v1.VpnClient.reading:type_name -> pfoertner.posture.v1.Reading
-	1,  // 49: pfoertner.posture.v1.VpnClient.installed:type_name -> pfoertner.posture.v1.Ternary
-	1,  // 50: pfoertner.posture.v1.VpnClient.service_running:type_name -> pfoertner.posture.v1.Ternary
-	1,  // 51: pfoertner.posture.v1.VpnClient.interface_operational:type_name -> pfoertner.posture.v1.Ternary
-	1,  // 52: pfoertner.posture.v1.VpnClient.session_alive:type_name -> pfoertner.posture.v1.Ternary
-	9,  // 53: pfoertner.posture.v1.VpnClient.scope_v4:type_name -> pfoertner.posture.v1.RoutingScope
-	9,  // 54: pfoertner.posture.v1.VpnClient.scope_v6:type_name -> pfoertner.posture.v1.RoutingScope
-	12, // 55: pfoertner.posture.v1.VpnClient.contradictions:type_name -> pfoertner.posture.v1.Contradiction
-	11, // 56: pfoertner.posture.v1.Tpm.reading:type_name -> pfoertner.posture.v1.Reading
-	1,  // 57: pfoertner.posture.v1.Tpm.present:type_name -> pfoertner.posture.v1.Ternary
-	11, // 58: pfoertner.posture.v1.SecureBoot.reading:type_name -> pfoertner.posture.v1.Reading
-	1,  // 59: pfoertner.posture.v1.SecureBoot.enabled:type_name -> pfoertner.posture.v1.Ternary
-	1,  // 60: pfoertner.posture.v1.SecureBoot.setup_mode:type_name -> pfoertner.posture.v1.Ternary
-	11, // 61: pfoertner.posture.v1.Firewall.reading:type_name -> pfoertner.posture.v1.Reading
-	30, // 62: pfoertner.posture.v1.Firewall.engines:type_name -> pfoertner.posture.v1.FirewallEngine
-	12, // 63: pfoertner.posture.v1.Firewall.contradictions:type_name -> pfoertner.posture.v1.Contradiction
-	1,  // 64: pfoertner.posture.v1.FirewallEngine.service_active:type_name -> pfoertner.posture.v1.Ternary
-	1,  // 65: pfoertner.posture.v1.FirewallEngine.rules_loaded:type_name -> pfoertner.posture.v1.Ternary
-	1,  // 66: pfoertner.posture.v1.FirewallEngine.inbound_default_drop:type_name -> pfoertner.posture.v1.Ternary
-	67, // [67:67] is the sub-list for method output_type
-	67, // [67:67] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	20, // 0: pfoertner.posture.v1.Evidence.platform:type_name -> pfoertner.posture.v1.Platform
+	23, // 1: pfoertner.posture.v1.Evidence.volumes:type_name -> pfoertner.posture.v1.Volumes
+	29, // 2: pfoertner.posture.v1.Evidence.patch:type_name -> pfoertner.posture.v1.Patch
+	35, // 3: pfoertner.posture.v1.Evidence.vpn:type_name -> pfoertner.posture.v1.Vpn
+	37, // 4: pfoertner.posture.v1.Evidence.tpm:type_name -> pfoertner.posture.v1.Tpm
+	38, // 5: pfoertner.posture.v1.Evidence.secure_boot:type_name -> pfoertner.posture.v1.SecureBoot
+	39, // 6: pfoertner.posture.v1.Evidence.firewall:type_name -> pfoertner.posture.v1.Firewall
+	41, // 7: pfoertner.posture.v1.Evidence.antivirus:type_name -> pfoertner.posture.v1.Antivirus
+	43, // 8: pfoertner.posture.v1.Evidence.screen_lock:type_name -> pfoertner.posture.v1.ScreenLock
+	0,  // 9: pfoertner.posture.v1.Reading.state:type_name -> pfoertner.posture.v1.ReadingState
+	44, // 10: pfoertner.posture.v1.Reading.observed_at:type_name -> google.protobuf.Timestamp
+	45, // 11: pfoertner.posture.v1.Reading.duration:type_name -> google.protobuf.Duration
+	18, // 12: pfoertner.posture.v1.Platform.reading:type_name -> pfoertner.posture.v1.Reading
+	2,  // 13: pfoertner.posture.v1.Platform.operating_system:type_name -> pfoertner.posture.v1.OperatingSystem
+	3,  // 14: pfoertner.posture.v1.Platform.form_factor:type_name -> pfoertner.posture.v1.FormFactor
+	22, // 15: pfoertner.posture.v1.Platform.support_ends:type_name -> pfoertner.posture.v1.SupportEnd
+	44, // 16: pfoertner.posture.v1.Platform.booted_at:type_name -> google.protobuf.Timestamp
+	21, // 17: pfoertner.posture.v1.Platform.windows:type_name -> pfoertner.posture.v1.WindowsRelease
+	19, // 18: pfoertner.posture.v1.Platform.contradictions:type_name -> pfoertner.posture.v1.Contradiction
+	1,  // 19: pfoertner.posture.v1.WindowsRelease.hotpatch:type_name -> pfoertner.posture.v1.Ternary
+	1,  // 20: pfoertner.posture.v1.WindowsRelease.extended_support:type_name -> pfoertner.posture.v1.Ternary
+	4,  // 21: pfoertner.posture.v1.SupportEnd.kind:type_name -> pfoertner.posture.v1.SupportKind
+	44, // 22: pfoertner.posture.v1.SupportEnd.ends_at:type_name -> google.protobuf.Timestamp
+	18, // 23: pfoertner.posture.v1.Volumes.reading:type_name -> pfoertner.posture.v1.Reading
+	24, // 24: pfoertner.posture.v1.Volumes.volumes:type_name -> pfoertner.posture.v1.Volume
+	19, // 25: pfoertner.posture.v1.Volumes.contradictions:type_name -> pfoertner.posture.v1.Contradiction
+	18, // 26: pfoertner.posture.v1.Volume.reading:type_name -> pfoertner.posture.v1.Reading
+	5,  // 27: pfoertner.posture.v1.Volume.mount_class:type_name -> pfoertner.posture.v1.MountClass
+	25, // 28: pfoertner.posture.v1.Volume.paths:type_name -> pfoertner.posture.v1.StoragePath
+	27, // 29: pfoertner.posture.v1.Volume.file_encryption:type_name -> pfoertner.posture.v1.FileEncryption
+	28, // 30: pfoertner.posture.v1.Volume.bitlocker:type_name -> pfoertner.posture.v1.BitLocker
+	26, // 31: pfoertner.posture.v1.StoragePath.layers:type_name -> pfoertner.posture.v1.StorageLayer
+	6,  // 32: pfoertner.posture.v1.StorageLayer.type:type_name -> pfoertner.posture.v1.LayerType
+	7,  // 33: pfoertner.posture.v1.StorageLayer.verified_by:type_name -> pfoertner.posture.v1.VerifiedBy
+	8,  // 34: pfoertner.posture.v1.StorageLayer.key_file:type_name -> pfoertner.posture.v1.KeyFile
+	18, // 35: pfoertner.posture.v1.BitLocker.reading:type_name -> pfoertner.posture.v1.Reading
+	9,  // 36: pfoertner.posture.v1.BitLocker.protection:type_name -> pfoertner.posture.v1.BitLockerProtection
+	10, // 37: pfoertner.posture.v1.BitLocker.conversion:type_name -> pfoertner.posture.v1.BitLockerConversion
+	11, // 38: pfoertner.posture.v1.BitLocker.wiping:type_name -> pfoertner.posture.v1.BitLockerWiping
+	12, // 39: pfoertner.posture.v1.BitLocker.lock:type_name -> pfoertner.posture.v1.BitLockerLock
+	13, // 40: pfoertner.posture.v1.BitLocker.protectors:type_name -> pfoertner.posture.v1.BitLockerProtector
+	1,  // 41: pfoertner.posture.v1.BitLocker.used_space_only:type_name -> pfoertner.posture.v1.Ternary
+	18, // 42: pfoertner.posture.v1.Patch.reading:type_name -> pfoertner.posture.v1.Reading
+	31, // 43: pfoertner.posture.v1.Patch.pending:type_name -> pfoertner.posture.v1.PendingUpdate
+	32, // 44: pfoertner.posture.v1.Patch.feeds:type_name -> pfoertner.posture.v1.Feed
+	1,  // 45: pfoertner.posture.v1.Patch.security_feed_configured:type_name -> pfoertner.posture.v1.Ternary
+	33, // 46: pfoertner.posture.v1.Patch.kernel:type_name -> pfoertner.posture.v1.Kernel
+	34, // 47: pfoertner.posture.v1.Patch.reboot_pending:type_name -> pfoertner.posture.v1.RebootPending
+	19, // 48: pfoertner.posture.v1.Patch.contradictions:type_name -> pfoertner.posture.v1.Contradiction
+	44, // 49: pfoertner.posture.v1.Patch.last_installed_at:type_name -> google.protobuf.Timestamp
+	18, // 50: pfoertner.posture.v1.Patch.kernel_reading:type_name -> pfoertner.posture.v1.Reading
+	30, // 51: pfoertner.posture.v1.Patch.windows_update:type_name -> pfoertner.posture.v1.WindowsUpdate
+	18, // 52: pfoertner.posture.v1.WindowsUpdate.reading:type_name -> pfoertner.posture.v1.Reading
+	44, // 53: pfoertner.posture.v1.WindowsUpdate.last_search_at:type_name -> google.protobuf.Timestamp
+	44, // 54: pfoertner.posture.v1.WindowsUpdate.last_installation_at:type_name -> google.protobuf.Timestamp
+	14, // 55: pfoertner.posture.v1.WindowsUpdate.source:type_name -> pfoertner.posture.v1.UpdateSource
+	44, // 56: pfoertner.posture.v1.PendingUpdate.first_seen_at:type_name -> google.protobuf.Timestamp
+	44, // 57: pfoertner.posture.v1.PendingUpdate.released_at:type_name -> google.protobuf.Timestamp
+	44, // 58: pfoertner.posture.v1.Feed.released_at:type_name -> google.protobuf.Timestamp
+	44, // 59: pfoertner.posture.v1.Feed.valid_until:type_name -> google.protobuf.Timestamp
+	44, // 60: pfoertner.posture.v1.Feed.fetched_at:type_name -> google.protobuf.Timestamp
+	1,  // 61: pfoertner.posture.v1.RebootPending.pending:type_name -> pfoertner.posture.v1.Ternary
+	18, // 62: pfoertner.posture.v1.Vpn.reading:type_name -> pfoertner.posture.v1.Reading
+	36, // 63: pfoertner.posture.v1.Vpn.clients:type_name -> pfoertner.posture.v1.VpnClient
+	15, // 64: pfoertner.posture.v1.Vpn.scope_v4:type_name -> pfoertner.posture.v1.RoutingScope
+	15, // 65: pfoertner.posture.v1.Vpn.scope_v6:type_name -> pfoertner.posture.v1.RoutingScope
+	19, // 66: pfoertner.posture.v1.Vpn.contradictions:type_name -> pfoertner.posture.v1.Contradiction
+	18, // 67: pfoertner.posture.v1.Vpn.routing_reading:type_name -> pfoertner.posture.v1.Reading
+	18, // 68: pfoertner.posture.v1.VpnClient.reading:type_name -> pfoertner.posture.v1.Reading
+	1,  // 69: pfoertner.posture.v1.VpnClient.installed:type_name -> pfoertner.posture.v1.Ternary
+	1,  // 70: pfoertner.posture.v1.VpnClient.service_running:type_name -> pfoertner.posture.v1.Ternary
+	1,  // 71: pfoertner.posture.v1.VpnClient.interface_operational:type_name -> pfoertner.posture.v1.Ternary
+	1,  // 72: pfoertner.posture.v1.VpnClient.session_alive:type_name -> pfoertner.posture.v1.Ternary
+	15, // 73: pfoertner.posture.v1.VpnClient.scope_v4:type_name -> pfoertner.posture.v1.RoutingScope
+	15, // 74: pfoertner.posture.v1.VpnClient.scope_v6:type_name -> pfoertner.posture.v1.RoutingScope
+	19, // 75: pfoertner.posture.v1.VpnClient.contradictions:type_name -> pfoertner.posture.v1.Contradiction
+	1,  // 76: pfoertner.posture.v1.VpnClient.signature_valid:type_name -> pfoertner.posture.v1.Ternary
+	18, // 77: pfoertner.posture.v1.Tpm.reading:type_name -> pfoertner.posture.v1.Reading
+	1,  // 78: pfoertner.posture.v1.Tpm.present:type_name -> pfoertner.posture.v1.Ternary
+	18, // 79: pfoertner.posture.v1.SecureBoot.reading:type_name -> pfoertner.posture.v1.Reading
+	1,  // 80: pfoertner.posture.v1.SecureBoot.enabled:type_name -> pfoertner.posture.v1.Ternary
+	1,  // 81: pfoertner.posture.v1.SecureBoot.setup_mode:type_name -> pfoertner.posture.v1.Ternary
+	19, // 82: pfoertner.posture.v1.SecureBoot.contradictions:type_name -> pfoertner.posture.v1.Contradiction
+	18, // 83: pfoertner.posture.v1.Firewall.reading:type_name -> pfoertner.posture.v1.Reading
+	40, // 84: pfoertner.posture.v1.Firewall.engines:type_name -> pfoertner.posture.v1.FirewallEngine
+	19, // 85: pfoertner.posture.v1.Firewall.contradictions:type_name -> pfoertner.posture.v1.Contradiction
+	1,  // 86: pfoertner.posture.v1.FirewallEngine.service_active:type_name -> pfoertner.posture.v1.Ternary
+	1,  // 87: pfoertner.posture.v1.FirewallEngine.rules_loaded:type_name -> pfoertner.posture.v1.Ternary
+	1,  // 88: pfoertner.posture.v1.FirewallEngine.inbound_default_drop:type_name -> pfoertner.posture.v1.Ternary
+	18, // 89: pfoertner.posture.v1.Antivirus.reading:type_name -> pfoertner.posture.v1.Reading
+	42, // 90: pfoertner.posture.v1.Antivirus.products:type_name -> pfoertner.posture.v1.AntivirusProduct
+	1,  // 91: pfoertner.posture.v1.Antivirus.healthy:type_name -> pfoertner.posture.v1.Ternary
+	19, // 92: pfoertner.posture.v1.Antivirus.contradictions:type_name -> pfoertner.posture.v1.Contradiction
+	16, // 93: pfoertner.posture.v1.AntivirusProduct.state:type_name -> pfoertner.posture.v1.AntivirusState
+	1,  // 94: pfoertner.posture.v1.AntivirusProduct.up_to_date:type_name -> pfoertner.posture.v1.Ternary
+	18, // 95: pfoertner.posture.v1.ScreenLock.reading:type_name -> pfoertner.posture.v1.Reading
+	1,  // 96: pfoertner.posture.v1.ScreenLock.enforced:type_name -> pfoertner.posture.v1.Ternary
+	97, // [97:97] is the sub-list for method output_type
+	97, // [97:97] is the sub-list for method input_type
+	97, // [97:97] is the sub-list for extension type_name
+	97, // [97:97] is the sub-list for extension extendee
+	0,  // [0:97] is the sub-list for field type_name
 }
 
 func init() { file_pfoertner_posture_v1_evidence_proto_init() }
@@ -2741,8 +3902,8 @@ func file_pfoertner_posture_v1_evidence_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pfoertner_posture_v1_evidence_proto_rawDesc), len(file_pfoertner_posture_v1_evidence_proto_rawDesc)),
-			NumEnums:      10,
-			NumMessages:   21,
+			NumEnums:      17,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -345,7 +345,7 @@ func (x *LocalText) GetEn() string {
 
 // Result is the appraisal of one Evidence by one policy (RFC 9334, 4.1:
 // Attestation Result).
-// Next field number: 13.
+// Next field number: 14.
 type Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Verdict       Verdict                `protobuf:"varint,1,opt,name=verdict,proto3,enum=pfoertner.posture.v1.Verdict" json:"verdict,omitempty"`
@@ -368,8 +368,11 @@ type Result struct {
 	Rollout Rollout `protobuf:"varint,11,opt,name=rollout,proto3,enum=pfoertner.posture.v1.Rollout" json:"rollout,omitempty"`
 	// The verdict that would hold if the policy were enforced.
 	EnforcedVerdict Verdict `protobuf:"varint,12,opt,name=enforced_verdict,json=enforcedVerdict,proto3,enum=pfoertner.posture.v1.Verdict" json:"enforced_verdict,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The policy wants no notice on the notebook's screen when access is refused;
+	// `status` says it all the same.
+	WithoutNotice bool `protobuf:"varint,13,opt,name=without_notice,json=withoutNotice,proto3" json:"without_notice,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Result) Reset() {
@@ -484,6 +487,13 @@ func (x *Result) GetEnforcedVerdict() Verdict {
 		return x.EnforcedVerdict
 	}
 	return Verdict_VERDICT_DENY
+}
+
+func (x *Result) GetWithoutNotice() bool {
+	if x != nil {
+		return x.WithoutNotice
+	}
+	return false
 }
 
 // Finding is what one rule says, with everything that explains it.
@@ -706,7 +716,7 @@ const file_pfoertner_posture_v1_result_proto_rawDesc = "" +
 	"!pfoertner/posture/v1/result.proto\x12\x14pfoertner.posture.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#pfoertner/posture/v1/evidence.proto\"+\n" +
 	"\tLocalText\x12\x0e\n" +
 	"\x02de\x18\x01 \x01(\tR\x02de\x12\x0e\n" +
-	"\x02en\x18\x02 \x01(\tR\x02en\"\xf1\x04\n" +
+	"\x02en\x18\x02 \x01(\tR\x02en\"\x98\x05\n" +
 	"\x06Result\x127\n" +
 	"\averdict\x18\x01 \x01(\x0e2\x1d.pfoertner.posture.v1.VerdictR\averdict\x129\n" +
 	"\bfindings\x18\x02 \x03(\v2\x1d.pfoertner.posture.v1.FindingR\bfindings\x12\x16\n" +
@@ -722,7 +732,8 @@ const file_pfoertner_posture_v1_result_proto_rawDesc = "" +
 	"\x04code\x18\n" +
 	" \x01(\tR\x04code\x127\n" +
 	"\arollout\x18\v \x01(\x0e2\x1d.pfoertner.posture.v1.RolloutR\arollout\x12H\n" +
-	"\x10enforced_verdict\x18\f \x01(\x0e2\x1d.pfoertner.posture.v1.VerdictR\x0fenforcedVerdict\"\xfc\x05\n" +
+	"\x10enforced_verdict\x18\f \x01(\x0e2\x1d.pfoertner.posture.v1.VerdictR\x0fenforcedVerdict\x12%\n" +
+	"\x0ewithout_notice\x18\r \x01(\bR\rwithoutNotice\"\xfc\x05\n" +
 	"\aFinding\x12\x12\n" +
 	"\x04rule\x18\x01 \x01(\tR\x04rule\x127\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x1d.pfoertner.posture.v1.OutcomeR\aoutcome\x124\n" +
