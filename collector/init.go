@@ -66,13 +66,14 @@ func newInit(out io.Writer) *cobra.Command {
 	return cmd
 }
 
-// newBundle makes certificates for gateways and further operators. It works on
-// the state directory, on the collector's own machine.
+// newBundle makes certificates for gateways, further operators and those who
+// sign reference values. It works on the state directory, on the collector's
+// own machine.
 func newBundle(out io.Writer) *cobra.Command {
 	var configFile, dir string
 	cmd := &cobra.Command{
-		Use:   "bundle gate|operator NAME --out DIR",
-		Short: "Make key and certificate for a gateway or an operator (on the collector's machine)",
+		Use:   "bundle gate|operator|signer NAME --out DIR",
+		Short: "Make key and certificate for a gateway, an operator or a signer of reference values (on the collector's machine)",
 		Args:  cobra.ExactArgs(2),
 		RunE: func(_ *cobra.Command, args []string) error {
 			c, err := loadConfig(configFile)
@@ -88,8 +89,10 @@ func newBundle(out io.Writer) *cobra.Command {
 				err = a.WriteGate(dir, args[1])
 			case "operator":
 				err = a.WriteOperator(dir, args[1])
+			case "signer":
+				err = a.WriteReferenceSigner(dir, args[1])
 			default:
-				return fmt.Errorf("%q is neither gate nor operator", args[0])
+				return fmt.Errorf("%q is neither gate, operator nor signer", args[0])
 			}
 			if err != nil {
 				return fmt.Errorf("writing the bundle: %w", err)

@@ -35,7 +35,7 @@ const (
 	// weekend still has a valid certificate.
 	DeviceLifetime   = 72 * time.Hour
 	DeviceRenewAfter = 24 * time.Hour
-	// PeerLifetime is that of gates, operators, collectors and lease signers.
+	// PeerLifetime is that of gates, operators, collectors and signers.
 	PeerLifetime = 365 * 24 * time.Hour
 
 	rootLifetime    = 20 * 365 * 24 * time.Hour
@@ -43,6 +43,10 @@ const (
 	// clockSkew is how far a peer's clock may be behind ours.
 	clockSkew = 5 * time.Minute
 )
+
+// ReferenceSignerFile is the name, without its ending, of certificate and key
+// in a bundle of WriteReferenceSigner.
+const ReferenceSignerFile = "reference-signer"
 
 // Options is what Create has to know.
 type Options struct {
@@ -300,6 +304,15 @@ func (a *Authority) WriteGate(dir, name string) error {
 	})
 }
 
+// WriteReferenceSigner makes a key and certificate that sign reference values
+// and VPN catalogues (internal/signed), and writes reference-signer.crt,
+// reference-signer.key and server-ca.crt into dir.
+func (a *Authority) WriteReferenceSigner(dir, name string) error {
+	return a.writeBundle(dir, ReferenceSignerFile, func(key crypto.PublicKey) (*Certificate, error) {
+		return a.server.issue(request{role: mtls.RoleReferenceSigner, name: name, key: key, lifetime: PeerLifetime}, a.now())
+	})
+}
+
 func (a *Authority) writeBundle(dir, file string, issue func(crypto.PublicKey) (*Certificate, error)) error {
 	key, err := attest.NewKey()
 	if err != nil {
@@ -318,7 +331,7 @@ func (a *Authority) writeBundle(dir, file string, issue func(crypto.PublicKey) (
 	return writePair(dir, file, cert.Chain, key)
 }
 
-// keyAllowed keeps TLS identities to ECDSA P-256 and lease signers to Ed25519.
+// keyAllowed keeps lease signers to Ed25519 and all others to ECDSA P-256.
 func keyAllowed(role mtls.Role, key crypto.PublicKey) error {
 	switch k := key.(type) {
 	case *ecdsa.PublicKey:

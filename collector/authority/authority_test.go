@@ -303,6 +303,7 @@ func TestBundlesWork(t *testing.T) {
 	}{
 		"operator": {func(d string) error { return a.WriteOperator(d, "ops") }, "operator", mtls.RoleOperator, a.Operators()},
 		"gate":     {func(d string) error { return a.WriteGate(d, "vpn-1") }, "gate", mtls.RoleGate, a.Gates()},
+		"signer":   {func(d string) error { return a.WriteReferenceSigner(d, "it") }, "reference-signer", mtls.RoleReferenceSigner, a.Servers()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "bundle")
@@ -316,7 +317,8 @@ func TestBundlesWork(t *testing.T) {
 			if role, _, err := mtls.Identity(cert.Leaf); role != tc.role || err != nil {
 				t.Errorf("role %s, %v", role, err)
 			}
-			_, err = cert.Leaf.Verify(x509.VerifyOptions{Roots: tc.pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+			usage := append(tc.role.Usage(), x509.ExtKeyUsageAny)[:1] // a signer has none
+			_, err = cert.Leaf.Verify(x509.VerifyOptions{Roots: tc.pool, KeyUsages: usage})
 			if err != nil {
 				t.Error(err)
 			}

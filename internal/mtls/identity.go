@@ -11,7 +11,6 @@ package mtls
 import (
 	"crypto/ed25519"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -24,14 +23,17 @@ import (
 // Role is what a certificate lets its holder be. The zero value is no role.
 type Role string
 
-// The roles. Each but RoleLeaseSigner has an issuing CA of its own; lease
-// signers are issued by the servers' CA.
+// The roles. Each but the signers has an issuing CA of its own; signers are
+// issued by the servers' CA, because whoever verifies them trusts that one.
 const (
 	RoleDevice      Role = "device"       // a notebook's agent, urn:uuid:<device id>
 	RoleGate        Role = "gate"         // a gateway, urn:pfoertner:gate:<name>
 	RoleOperator    Role = "operator"     // a person or program, urn:pfoertner:operator:<name>
 	RoleCollector   Role = "collector"    // a server, urn:pfoertner:collector:<name>
 	RoleLeaseSigner Role = "lease-signer" // signs leases, never speaks TLS
+	// RoleReferenceSigner signs reference values and VPN catalogues
+	// (internal/signed) and never speaks TLS.
+	RoleReferenceSigner Role = "reference-signer"
 )
 
 const (
@@ -80,7 +82,7 @@ func Identity(cert *x509.Certificate) (Role, string, error) {
 }
 
 // Usage is the extended key usage of the role's certificates: one, or none for
-// a lease signer, whose key is of no use in TLS.
+// a signer, whose key is of no use in TLS.
 func (r Role) Usage() []x509.ExtKeyUsage {
 	switch r {
 	case RoleDevice, RoleGate, RoleOperator:
@@ -105,7 +107,7 @@ func parseURI(s string) (Role, string, error) {
 		return "", "", fmt.Errorf("identity %q: neither %s nor %s", s, deviceScheme, namedScheme)
 	}
 	switch Role(role) {
-	case RoleGate, RoleOperator, RoleCollector, RoleLeaseSigner:
+	case RoleGate, RoleOperator, RoleCollector, RoleLeaseSigner, RoleReferenceSigner:
 	default:
 		return "", "", fmt.Errorf("identity %q: unknown role", s)
 	}
@@ -124,19 +126,38 @@ func validName(name string) bool {
 // lease-signing key (leaf first, DER) against the servers' CA and returns the
 // key. A nil pool trusts nobody.
 func VerifyLeaseSigner(chain [][]byte, servers *x509.CertPool, now time.Time) (ed25519.PublicKey, error) {
-	if len(chain) == 0 {
-		return nil, errors.New("no lease signer certificate")
-	}
-	leaf, err := x509.ParseCertificate(chain[0])
-	if err != nil {
-		return nil, fmt.Errorf("lease signer certificate: %w", err)
-	}
-	role, _, err := Identity(leaf)
+	leaf, _, err := verifySigner(RoleLeaseSigner, chain, servers, now)
 	if err != nil {
 		return nil, err
 	}
-	if role != RoleLeaseSigner {
-		return nil, fmt.Errorf("certificate of role %s does not sign leases", role)
+	key, ok := leaf.PublicKey.(ed25519.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("lease signer has a %s key, Ed25519 is needed", leaf.PublicKeyAlgorithm)
+	}
+	return key, nil
+}
+
+// VerifyReferenceSigner verifies the chain (leaf first, DER) of whoever signed
+// a file against the servers' CA, at the time now, and returns the certificate
+// and the signer's name. A nil pool trusts nobody.
+func VerifyReferenceSigner(chain [][]byte, servers *x509.CertPool, now time.Time) (*x509.Certificate, string, error) {
+	return verifySigner(RoleReferenceSigner, chain, servers, now)
+}
+
+func verifySigner(want Role, chain [][]byte, servers *x509.CertPool, now time.Time) (*x509.Certificate, string, error) {
+	if len(chain) == 0 {
+		return nil, "", fmt.Errorf("no %s certificate", want)
+	}
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return nil, "", fmt.Errorf("%s certificate: %w", want, err)
+	}
+	role, name, err := Identity(leaf)
+	if err != nil {
+		return nil, "", err
+	}
+	if role != want {
+		return nil, "", fmt.Errorf("a certificate of role %s stands where a %s is needed", role, want)
 	}
 	_, err = leaf.Verify(x509.VerifyOptions{
 		Roots:       closed(servers),
@@ -144,13 +165,9 @@ func VerifyLeaseSigner(chain [][]byte, servers *x509.CertPool, now time.Time) (e
 		KeyUsages:   []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("verifying lease signer: %w", err)
+		return nil, "", fmt.Errorf("verifying %s: %w", want, err)
 	}
-	key, ok := leaf.PublicKey.(ed25519.PublicKey)
-	if !ok {
-		return nil, fmt.Errorf("lease signer has a %s key, Ed25519 is needed", leaf.PublicKeyAlgorithm)
-	}
-	return key, nil
+	return leaf, name, nil
 }
 
 // closed makes sure that a missing pool trusts nobody: crypto/x509 reads nil
