@@ -16,6 +16,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"pfoertner/agent/probe"
 )
 
 // version is set when the program is linked.
@@ -55,6 +57,9 @@ func run(args []string, out, errOut io.Writer) error {
 	if len(args) == 0 {
 		fmt.Fprint(errOut, usage)
 		return errUsage
+	}
+	if args[0] == probe.AsideCommand {
+		return readAside(args[1:], out, errOut)
 	}
 	// Each registers its flags and returns what to do once they are parsed.
 	commands := map[string]func(*flag.FlagSet, io.Writer) func(context.Context) error{
