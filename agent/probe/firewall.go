@@ -21,6 +21,9 @@ func firewallProbe() Probe {
 func collectFirewall(ctx context.Context, h Host, ev *posturev1.Evidence) error {
 	out := &posturev1.Firewall{Reading: &posturev1.Reading{Source: "nftables, systemd"}}
 	ev.Firewall = out
+	if h.Windows != nil {
+		return windowsFirewall(ctx, h.Windows, out)
+	}
 	if h.Files == nil || h.Firewall == nil {
 		return errors.New("this machine's files or packet filter are not readable")
 	}

@@ -59,5 +59,7 @@ func Probes(o Options) []Probe {
 		tpmProbe(),
 		secureBootProbe(),
 		firewallProbe(),
+		antivirusProbe(),
+		screenLockProbe(),
 	}
 }

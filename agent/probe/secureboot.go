@@ -24,6 +24,9 @@ func secureBootProbe() Probe {
 func collectSecureBoot(_ context.Context, h Host, ev *posturev1.Evidence) error {
 	out := &posturev1.SecureBoot{Reading: &posturev1.Reading{Source: "/" + efivarsDir}}
 	ev.SecureBoot = out
+	if h.Windows != nil {
+		return windowsSecureBoot(h.Windows, out)
+	}
 	if h.Files == nil {
 		return errors.New("this machine's files are not readable")
 	}

@@ -10,7 +10,7 @@ import (
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
-// tpmProbe reads whether the kernel drives a TPM, and of which version.
+// tpmProbe reads whether the system drives a TPM, and of which version.
 // Present does not mean used: that shows in volumes and at enrolment.
 func tpmProbe() Probe {
 	return Probe{Section: "tpm", Collect: collectTPM}
@@ -20,6 +20,9 @@ func collectTPM(_ context.Context, h Host, ev *posturev1.Evidence) error {
 	const class = "sys/class/tpm"
 	out := &posturev1.Tpm{Reading: &posturev1.Reading{Source: "/" + class}}
 	ev.Tpm = out
+	if h.Windows != nil {
+		return windowsTPM(h.Windows, out)
+	}
 	if h.Files == nil {
 		return errors.New("this machine's files are not readable")
 	}
