@@ -55,15 +55,15 @@ type System interface {
 
 // SystemInfo is gopsutil's view, reduced to what Evidence needs.
 type SystemInfo struct {
-	OS             string // "linux", "windows"
-	Platform       string // Windows only, as are PlatformFamily and Version
-	PlatformFamily string
-	Version        string
-	KernelVersion  string
-	KernelArch     string
-	BootTime       time.Time
-	Virtualization string // "kvm", empty when none
-	VirtualRole    string // "guest", "host", empty
+	OS             string    `json:"os"`                 // "linux", "windows"
+	Platform       string    `json:"platform,omitempty"` // Windows only, as are PlatformFamily and Version
+	PlatformFamily string    `json:"platform_family,omitempty"`
+	Version        string    `json:"version,omitempty"`
+	KernelVersion  string    `json:"kernel_version,omitempty"`
+	KernelArch     string    `json:"kernel_arch"`
+	BootTime       time.Time `json:"boot_time,omitzero"`
+	Virtualization string    `json:"virtualization,omitempty"` // "kvm", empty when none
+	VirtualRole    string    `json:"virtual_role,omitempty"`   // "guest", "host", empty
 }
 
 // Network is what the kernel says of links, routes and tunnels.
@@ -81,44 +81,44 @@ type Network interface {
 
 // Link is one network interface.
 type Link struct {
-	Index int
-	Name  string // stays on the notebook
-	Kind  string // rtnl kind: "tun", "wireguard", "xfrm"; empty for hardware
+	Index int    `json:"index"`
+	Name  string `json:"name"`           // stays on the notebook
+	Kind  string `json:"kind,omitempty"` // rtnl kind: "tun", "wireguard", "xfrm"; empty for hardware
 	// Description is the adapter's on Windows, where links have no kind:
 	// "TAP-Windows Adapter V9 #2". Empty elsewhere.
-	Description string
+	Description string `json:"description,omitempty"`
 	// Type is IF_TYPE on Windows (IANA ifType): 6 Ethernet, 23 PPP, 53 virtual.
-	Type    uint32
-	Up      bool // IFF_UP
-	Running bool // IFF_RUNNING: has carrier
+	Type    uint32 `json:"type,omitempty"`
+	Up      bool   `json:"up"`      // IFF_UP
+	Running bool   `json:"running"` // IFF_RUNNING: has carrier
 	// OperState is RFC 2863: "up", "down", "unknown".
-	OperState string
-	Loopback  bool
-	Addresses []netip.Prefix
+	OperState string         `json:"oper_state"`
+	Loopback  bool           `json:"loopback,omitempty"`
+	Addresses []netip.Prefix `json:"addresses,omitempty"`
 }
 
 // Route is the answer of one route look-up.
 type Route struct {
-	LinkIndex int
-	Table     int
-	Gateway   netip.Addr // zero when on link
-	Source    netip.Addr
+	LinkIndex int        `json:"link_index"`
+	Table     int        `json:"table,omitempty"`
+	Gateway   netip.Addr `json:"gateway,omitzero"` // zero when on link
+	Source    netip.Addr `json:"source,omitzero"`
 }
 
 // IPsecPolicy is one XFRM policy.
 type IPsecPolicy struct {
-	Direction   string // "in", "out", "fwd"
-	Destination netip.Prefix
-	Source      netip.Prefix
-	Tunnel      bool
+	Direction   string       `json:"direction"` // "in", "out", "fwd"
+	Destination netip.Prefix `json:"destination"`
+	Source      netip.Prefix `json:"source"`
+	Tunnel      bool         `json:"tunnel"`
 }
 
 // WireGuardLink is one WireGuard device; zero LastHandshake means never.
 type WireGuardLink struct {
-	LinkIndex     int
-	Peers         int
-	LastHandshake time.Time
-	AllowedIPs    []netip.Prefix
+	LinkIndex     int            `json:"link_index"`
+	Peers         int            `json:"peers"`
+	LastHandshake time.Time      `json:"last_handshake,omitzero"`
+	AllowedIPs    []netip.Prefix `json:"allowed_ips,omitempty"`
 }
 
 // FirewallRules is the packet filter as it is loaded.
