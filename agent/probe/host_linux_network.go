@@ -6,14 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/wgctrl"
 )
 
 // kernelNetwork asks the kernel over netlink. Each call opens its own socket,
@@ -142,35 +140,7 @@ func direction(d netlink.Dir) string {
 }
 
 func (kernelNetwork) WireGuard(context.Context) ([]WireGuardLink, error) {
-	client, err := wgctrl.New()
-	if err != nil {
-		return nil, fmt.Errorf("asking WireGuard: %w", err)
-	}
-	defer client.Close()
-	devices, err := client.Devices()
-	if err != nil {
-		return nil, fmt.Errorf("listing WireGuard devices: %w", err)
-	}
-	var found []WireGuardLink
-	for _, d := range devices {
-		link, err := net.InterfaceByName(d.Name)
-		if err != nil {
-			return nil, fmt.Errorf("looking up a WireGuard link: %w", err)
-		}
-		w := WireGuardLink{LinkIndex: link.Index, Peers: len(d.Peers)}
-		for _, peer := range d.Peers {
-			if peer.LastHandshakeTime.After(w.LastHandshake) {
-				w.LastHandshake = peer.LastHandshakeTime
-			}
-			for _, allowed := range peer.AllowedIPs {
-				if p, ok := toPrefix(&allowed); ok {
-					w.AllowedIPs = append(w.AllowedIPs, p)
-				}
-			}
-		}
-		found = append(found, w)
-	}
-	return found, nil
+	return wireGuardLinks()
 }
 
 // openNetlink gives each request on the socket the time that ctx has left.
@@ -186,22 +156,4 @@ func openNetlink(ctx context.Context, family int) (*netlink.Handle, error) {
 		}
 	}
 	return h, nil
-}
-
-func toAddr(ip net.IP) netip.Addr {
-	a, _ := netip.AddrFromSlice(ip)
-	return a.Unmap()
-}
-
-func toPrefix(n *net.IPNet) (netip.Prefix, bool) {
-	if n == nil {
-		return netip.Prefix{}, false
-	}
-	address := toAddr(n.IP)
-	ones, bits := n.Mask.Size()
-	if bits == 128 && address.Is4() { // a mapped address with a mask of IPv6
-		ones -= 96
-	}
-	p := netip.PrefixFrom(address, ones)
-	return p, p.IsValid()
 }

@@ -1,12 +1,35 @@
 package probe
 
-import "time"
+import (
+	"time"
 
-// NewHost returns the machine this program runs on. What it leaves nil makes
-// the sections that need it FAILED, with that reason.
+	"golang.org/x/sys/windows"
+)
+
+// NewHost returns the machine this program runs on.
 func NewHost() Host {
-	return Host{
-		System: runningSystem{},
-		Now:    time.Now,
+	w := &Windows{
+		Registry:     localMachine{},
+		Disks:        mountedDisks{},
+		Services:     controlManager{},
+		Firmware:     uefi{},
+		SecurityChip: tpmBaseServices{},
+		Version:      kernelVersion{},
 	}
+	readAsides(time.Now).into(w)
+	return Host{
+		System:  runningSystem{},
+		Network: ipHelper{},
+		Windows: w,
+		Now:     time.Now,
+	}
+}
+
+// kernelVersion asks ntdll, which tells every program the same, whatever its
+// manifest says.
+type kernelVersion struct{}
+
+func (kernelVersion) Running() (major, minor, build uint32, err error) {
+	v := windows.RtlGetVersion()
+	return v.MajorVersion, v.MinorVersion, v.BuildNumber, nil
 }
