@@ -68,12 +68,12 @@ func (p asideProcess) launch(ctx context.Context, name string) ([]byte, error) {
 	switch {
 	case errors.Is(context.Cause(ctx), errTooMuch):
 		return nil, &brokenError{errTooMuch}
-	case err != nil && complaint.Len() > 0:
-		return nil, &brokenError{fmt.Errorf("it ended with %w: %s", err, bytes.TrimSpace(complaint.Bytes()))}
+	case err != nil && complaint.kept.Len() > 0:
+		return nil, &brokenError{fmt.Errorf("it ended with %w: %s", err, bytes.TrimSpace(complaint.kept.Bytes()))}
 	case err != nil:
 		return nil, &brokenError{fmt.Errorf("it ended with %w", err)}
 	}
-	return answer.Bytes(), nil
+	return answer.kept.Bytes(), nil
 }
 
 // ignoreKilled drops the error of a process that was ended on purpose.
@@ -86,18 +86,18 @@ func ignoreKilled(err error) error {
 }
 
 // limited keeps the first max bytes and drops the rest; full is called when
-// there is a rest.
+// there is a rest. The buffer is not embedded: its ReadFrom has no limit.
 type limited struct {
-	bytes.Buffer
+	kept bytes.Buffer
 	max  int
 	full func()
 }
 
 func (l *limited) Write(b []byte) (int, error) {
-	room := l.max - l.Len()
+	room := l.max - l.kept.Len()
 	if room < len(b) && l.full != nil {
 		l.full()
 	}
-	l.Buffer.Write(b[:min(room, len(b))])
+	l.kept.Write(b[:min(room, len(b))])
 	return len(b), nil
 }
