@@ -2120,6 +2120,584 @@ func (x *PolicyVersion) GetSha256() []byte {
 	return nil
 }
 
+type ImportReferencesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A signed file (docs/references.md). Its signature names the kind.
+	SignedFile []byte `protobuf:"bytes,1,opt,name=signed_file,json=signedFile,proto3" json:"signed_file,omitempty"`
+	Comment    string `protobuf:"bytes,2,opt,name=comment,proto3" json:"comment,omitempty"`
+	// Take the file even if it was issued earlier than the one in force.
+	AllowOlder    bool `protobuf:"varint,3,opt,name=allow_older,json=allowOlder,proto3" json:"allow_older,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportReferencesRequest) Reset() {
+	*x = ImportReferencesRequest{}
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportReferencesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportReferencesRequest) ProtoMessage() {}
+
+func (x *ImportReferencesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportReferencesRequest.ProtoReflect.Descriptor instead.
+func (*ImportReferencesRequest) Descriptor() ([]byte, []int) {
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ImportReferencesRequest) GetSignedFile() []byte {
+	if x != nil {
+		return x.SignedFile
+	}
+	return nil
+}
+
+func (x *ImportReferencesRequest) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+func (x *ImportReferencesRequest) GetAllowOlder() bool {
+	if x != nil {
+		return x.AllowOlder
+	}
+	return false
+}
+
+// ImportReferencesResponse is progress; the last one has done set.
+type ImportReferencesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was imported; absent when nothing was, because of errors.
+	Imported *ReferenceVersion `protobuf:"bytes,1,opt,name=imported,proto3" json:"imported,omitempty"`
+	// Any error means that nothing was changed. Lines count within the content.
+	Errors    []*PolicyError `protobuf:"bytes,2,rep,name=errors,proto3" json:"errors,omitempty"`
+	Appraised uint32         `protobuf:"varint,3,opt,name=appraised,proto3" json:"appraised,omitempty"`
+	Total     uint32         `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"`
+	// Verdicts that changed, by what they changed to.
+	NowAdmitted    uint32 `protobuf:"varint,5,opt,name=now_admitted,json=nowAdmitted,proto3" json:"now_admitted,omitempty"`
+	NowQuarantined uint32 `protobuf:"varint,6,opt,name=now_quarantined,json=nowQuarantined,proto3" json:"now_quarantined,omitempty"`
+	NowDenied      uint32 `protobuf:"varint,7,opt,name=now_denied,json=nowDenied,proto3" json:"now_denied,omitempty"`
+	Done           bool   `protobuf:"varint,8,opt,name=done,proto3" json:"done,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ImportReferencesResponse) Reset() {
+	*x = ImportReferencesResponse{}
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportReferencesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportReferencesResponse) ProtoMessage() {}
+
+func (x *ImportReferencesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportReferencesResponse.ProtoReflect.Descriptor instead.
+func (*ImportReferencesResponse) Descriptor() ([]byte, []int) {
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ImportReferencesResponse) GetImported() *ReferenceVersion {
+	if x != nil {
+		return x.Imported
+	}
+	return nil
+}
+
+func (x *ImportReferencesResponse) GetErrors() []*PolicyError {
+	if x != nil {
+		return x.Errors
+	}
+	return nil
+}
+
+func (x *ImportReferencesResponse) GetAppraised() uint32 {
+	if x != nil {
+		return x.Appraised
+	}
+	return 0
+}
+
+func (x *ImportReferencesResponse) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *ImportReferencesResponse) GetNowAdmitted() uint32 {
+	if x != nil {
+		return x.NowAdmitted
+	}
+	return 0
+}
+
+func (x *ImportReferencesResponse) GetNowQuarantined() uint32 {
+	if x != nil {
+		return x.NowQuarantined
+	}
+	return 0
+}
+
+func (x *ImportReferencesResponse) GetNowDenied() uint32 {
+	if x != nil {
+		return x.NowDenied
+	}
+	return 0
+}
+
+func (x *ImportReferencesResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+type ShowReferencesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "references" (also when empty) or "vpn-catalogue".
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Zero: the one in force.
+	Version       uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShowReferencesRequest) Reset() {
+	*x = ShowReferencesRequest{}
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShowReferencesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShowReferencesRequest) ProtoMessage() {}
+
+func (x *ShowReferencesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShowReferencesRequest.ProtoReflect.Descriptor instead.
+func (*ShowReferencesRequest) Descriptor() ([]byte, []int) {
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ShowReferencesRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ShowReferencesRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+// ShowReferencesResponse is one file, and what is in force.
+type ShowReferencesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Version 0 is what the collector came with: nothing was imported.
+	Version *ReferenceVersion `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// The file as it was imported; for version 0 without a signature, and empty
+	// for a catalogue.
+	SignedFile []byte `protobuf:"bytes,2,opt,name=signed_file,json=signedFile,proto3" json:"signed_file,omitempty"`
+	// What is in force: the shipped values, with what was imported above them.
+	// Absent for a catalogue.
+	InForce       *ReferencesInForce `protobuf:"bytes,3,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShowReferencesResponse) Reset() {
+	*x = ShowReferencesResponse{}
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShowReferencesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShowReferencesResponse) ProtoMessage() {}
+
+func (x *ShowReferencesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShowReferencesResponse.ProtoReflect.Descriptor instead.
+func (*ShowReferencesResponse) Descriptor() ([]byte, []int) {
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ShowReferencesResponse) GetVersion() *ReferenceVersion {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+func (x *ShowReferencesResponse) GetSignedFile() []byte {
+	if x != nil {
+		return x.SignedFile
+	}
+	return nil
+}
+
+func (x *ShowReferencesResponse) GetInForce() *ReferencesInForce {
+	if x != nil {
+		return x.InForce
+	}
+	return nil
+}
+
+// ReferencesInForce is what the reference values in force amount to.
+type ReferencesInForce struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Until when the table of Windows updates is complete; absent when there is
+	// no table.
+	WindowsAsOf *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=windows_as_of,json=windowsAsOf,proto3" json:"windows_as_of,omitempty"`
+	// From then on the table is too old, and what depends on it is not known.
+	WindowsUsableUntil *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=windows_usable_until,json=windowsUsableUntil,proto3" json:"windows_usable_until,omitempty"`
+	WindowsBuilds      uint32                 `protobuf:"varint,3,opt,name=windows_builds,json=windowsBuilds,proto3" json:"windows_builds,omitempty"`
+	WindowsLifecycle   uint32                 `protobuf:"varint,4,opt,name=windows_lifecycle,json=windowsLifecycle,proto3" json:"windows_lifecycle,omitempty"`
+	Ring               uint32                 `protobuf:"varint,5,opt,name=ring,proto3" json:"ring,omitempty"`
+	Distributions      uint32                 `protobuf:"varint,6,opt,name=distributions,proto3" json:"distributions,omitempty"`
+	VpnClients         uint32                 `protobuf:"varint,7,opt,name=vpn_clients,json=vpnClients,proto3" json:"vpn_clients,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *ReferencesInForce) Reset() {
+	*x = ReferencesInForce{}
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReferencesInForce) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReferencesInForce) ProtoMessage() {}
+
+func (x *ReferencesInForce) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReferencesInForce.ProtoReflect.Descriptor instead.
+func (*ReferencesInForce) Descriptor() ([]byte, []int) {
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ReferencesInForce) GetWindowsAsOf() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WindowsAsOf
+	}
+	return nil
+}
+
+func (x *ReferencesInForce) GetWindowsUsableUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WindowsUsableUntil
+	}
+	return nil
+}
+
+func (x *ReferencesInForce) GetWindowsBuilds() uint32 {
+	if x != nil {
+		return x.WindowsBuilds
+	}
+	return 0
+}
+
+func (x *ReferencesInForce) GetWindowsLifecycle() uint32 {
+	if x != nil {
+		return x.WindowsLifecycle
+	}
+	return 0
+}
+
+func (x *ReferencesInForce) GetRing() uint32 {
+	if x != nil {
+		return x.Ring
+	}
+	return 0
+}
+
+func (x *ReferencesInForce) GetDistributions() uint32 {
+	if x != nil {
+		return x.Distributions
+	}
+	return 0
+}
+
+func (x *ReferencesInForce) GetVpnClients() uint32 {
+	if x != nil {
+		return x.VpnClients
+	}
+	return 0
+}
+
+type ListReferencesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReferencesRequest) Reset() {
+	*x = ListReferencesRequest{}
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReferencesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReferencesRequest) ProtoMessage() {}
+
+func (x *ListReferencesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReferencesRequest.ProtoReflect.Descriptor instead.
+func (*ListReferencesRequest) Descriptor() ([]byte, []int) {
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{39}
+}
+
+type ListReferencesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Newest first, of all kinds.
+	Versions      []*ReferenceVersion `protobuf:"bytes,1,rep,name=versions,proto3" json:"versions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReferencesResponse) Reset() {
+	*x = ListReferencesResponse{}
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReferencesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReferencesResponse) ProtoMessage() {}
+
+func (x *ListReferencesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReferencesResponse.ProtoReflect.Descriptor instead.
+func (*ListReferencesResponse) Descriptor() ([]byte, []int) {
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ListReferencesResponse) GetVersions() []*ReferenceVersion {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+// ReferenceVersion is one signed file that was imported.
+// Next field number: 10.
+type ReferenceVersion struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Counts up over all kinds; the first is 1.
+	Version uint64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Kind    string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Who signed it, and who imported it.
+	Signer     string                 `protobuf:"bytes,3,opt,name=signer,proto3" json:"signer,omitempty"`
+	Operator   string                 `protobuf:"bytes,4,opt,name=operator,proto3" json:"operator,omitempty"`
+	ImportedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=imported_at,json=importedAt,proto3" json:"imported_at,omitempty"`
+	// When the file says it was issued; absent when it does not say.
+	IssuedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
+	Comment  string                 `protobuf:"bytes,7,opt,name=comment,proto3" json:"comment,omitempty"`
+	// Of the whole file.
+	Sha256 []byte `protobuf:"bytes,8,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// Until when its table of Windows updates is complete; absent without one.
+	WindowsAsOf   *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=windows_as_of,json=windowsAsOf,proto3" json:"windows_as_of,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReferenceVersion) Reset() {
+	*x = ReferenceVersion{}
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReferenceVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReferenceVersion) ProtoMessage() {}
+
+func (x *ReferenceVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReferenceVersion.ProtoReflect.Descriptor instead.
+func (*ReferenceVersion) Descriptor() ([]byte, []int) {
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ReferenceVersion) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *ReferenceVersion) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ReferenceVersion) GetSigner() string {
+	if x != nil {
+		return x.Signer
+	}
+	return ""
+}
+
+func (x *ReferenceVersion) GetOperator() string {
+	if x != nil {
+		return x.Operator
+	}
+	return ""
+}
+
+func (x *ReferenceVersion) GetImportedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ImportedAt
+	}
+	return nil
+}
+
+func (x *ReferenceVersion) GetIssuedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IssuedAt
+	}
+	return nil
+}
+
+func (x *ReferenceVersion) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+func (x *ReferenceVersion) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
+func (x *ReferenceVersion) GetWindowsAsOf() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WindowsAsOf
+	}
+	return nil
+}
+
 type VerifyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Hash of a record that was noted outside this collector earlier (the head
@@ -2131,7 +2709,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2143,7 +2721,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2156,7 +2734,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *VerifyRequest) GetNotedHead() []byte {
@@ -2182,7 +2760,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2194,7 +2772,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2207,7 +2785,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *VerifyResponse) GetChecked() uint64 {
@@ -2257,7 +2835,7 @@ type AuditFault struct {
 
 func (x *AuditFault) Reset() {
 	*x = AuditFault{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2269,7 +2847,7 @@ func (x *AuditFault) String() string {
 func (*AuditFault) ProtoMessage() {}
 
 func (x *AuditFault) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2282,7 +2860,7 @@ func (x *AuditFault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditFault.ProtoReflect.Descriptor instead.
 func (*AuditFault) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AuditFault) GetSequence() uint64 {
@@ -2457,7 +3035,54 @@ const file_pfoertner_fleet_v1_fleet_proto_rawDesc = "" +
 	"\n" +
 	"applied_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tappliedAt\x12\x18\n" +
 	"\acomment\x18\x05 \x01(\tR\acomment\x12\x16\n" +
-	"\x06sha256\x18\x06 \x01(\fR\x06sha256\".\n" +
+	"\x06sha256\x18\x06 \x01(\fR\x06sha256\"u\n" +
+	"\x17ImportReferencesRequest\x12\x1f\n" +
+	"\vsigned_file\x18\x01 \x01(\fR\n" +
+	"signedFile\x12\x18\n" +
+	"\acomment\x18\x02 \x01(\tR\acomment\x12\x1f\n" +
+	"\vallow_older\x18\x03 \x01(\bR\n" +
+	"allowOlder\"\xc8\x02\n" +
+	"\x18ImportReferencesResponse\x12@\n" +
+	"\bimported\x18\x01 \x01(\v2$.pfoertner.fleet.v1.ReferenceVersionR\bimported\x127\n" +
+	"\x06errors\x18\x02 \x03(\v2\x1f.pfoertner.fleet.v1.PolicyErrorR\x06errors\x12\x1c\n" +
+	"\tappraised\x18\x03 \x01(\rR\tappraised\x12\x14\n" +
+	"\x05total\x18\x04 \x01(\rR\x05total\x12!\n" +
+	"\fnow_admitted\x18\x05 \x01(\rR\vnowAdmitted\x12'\n" +
+	"\x0fnow_quarantined\x18\x06 \x01(\rR\x0enowQuarantined\x12\x1d\n" +
+	"\n" +
+	"now_denied\x18\a \x01(\rR\tnowDenied\x12\x12\n" +
+	"\x04done\x18\b \x01(\bR\x04done\"E\n" +
+	"\x15ShowReferencesRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\"\xbb\x01\n" +
+	"\x16ShowReferencesResponse\x12>\n" +
+	"\aversion\x18\x01 \x01(\v2$.pfoertner.fleet.v1.ReferenceVersionR\aversion\x12\x1f\n" +
+	"\vsigned_file\x18\x02 \x01(\fR\n" +
+	"signedFile\x12@\n" +
+	"\bin_force\x18\x03 \x01(\v2%.pfoertner.fleet.v1.ReferencesInForceR\ainForce\"\xd0\x02\n" +
+	"\x11ReferencesInForce\x12>\n" +
+	"\rwindows_as_of\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\vwindowsAsOf\x12L\n" +
+	"\x14windows_usable_until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x12windowsUsableUntil\x12%\n" +
+	"\x0ewindows_builds\x18\x03 \x01(\rR\rwindowsBuilds\x12+\n" +
+	"\x11windows_lifecycle\x18\x04 \x01(\rR\x10windowsLifecycle\x12\x12\n" +
+	"\x04ring\x18\x05 \x01(\rR\x04ring\x12$\n" +
+	"\rdistributions\x18\x06 \x01(\rR\rdistributions\x12\x1f\n" +
+	"\vvpn_clients\x18\a \x01(\rR\n" +
+	"vpnClients\"\x17\n" +
+	"\x15ListReferencesRequest\"Z\n" +
+	"\x16ListReferencesResponse\x12@\n" +
+	"\bversions\x18\x01 \x03(\v2$.pfoertner.fleet.v1.ReferenceVersionR\bversions\"\xdc\x02\n" +
+	"\x10ReferenceVersion\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06signer\x18\x03 \x01(\tR\x06signer\x12\x1a\n" +
+	"\boperator\x18\x04 \x01(\tR\boperator\x12;\n" +
+	"\vimported_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"importedAt\x127\n" +
+	"\tissued_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bissuedAt\x12\x18\n" +
+	"\acomment\x18\a \x01(\tR\acomment\x12\x16\n" +
+	"\x06sha256\x18\b \x01(\fR\x06sha256\x12>\n" +
+	"\rwindows_as_of\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\vwindowsAsOf\".\n" +
 	"\rVerifyRequest\x12\x1d\n" +
 	"\n" +
 	"noted_head\x18\x01 \x01(\fR\tnotedHead\"\xa0\x01\n" +
@@ -2488,7 +3113,11 @@ const file_pfoertner_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x05Check\x12 .pfoertner.fleet.v1.CheckRequest\x1a!.pfoertner.fleet.v1.CheckResponse\x12N\n" +
 	"\x05Apply\x12 .pfoertner.fleet.v1.ApplyRequest\x1a!.pfoertner.fleet.v1.ApplyResponse0\x01\x12I\n" +
 	"\x04Show\x12\x1f.pfoertner.fleet.v1.ShowRequest\x1a .pfoertner.fleet.v1.ShowResponse\x12R\n" +
-	"\aHistory\x12\".pfoertner.fleet.v1.HistoryRequest\x1a#.pfoertner.fleet.v1.HistoryResponse2a\n" +
+	"\aHistory\x12\".pfoertner.fleet.v1.HistoryRequest\x1a#.pfoertner.fleet.v1.HistoryResponse2\xd5\x02\n" +
+	"\x10ReferenceService\x12o\n" +
+	"\x10ImportReferences\x12+.pfoertner.fleet.v1.ImportReferencesRequest\x1a,.pfoertner.fleet.v1.ImportReferencesResponse0\x01\x12g\n" +
+	"\x0eShowReferences\x12).pfoertner.fleet.v1.ShowReferencesRequest\x1a*.pfoertner.fleet.v1.ShowReferencesResponse\x12g\n" +
+	"\x0eListReferences\x12).pfoertner.fleet.v1.ListReferencesRequest\x1a*.pfoertner.fleet.v1.ListReferencesResponse2a\n" +
 	"\fAuditService\x12Q\n" +
 	"\x06Verify\x12!.pfoertner.fleet.v1.VerifyRequest\x1a\".pfoertner.fleet.v1.VerifyResponse0\x01B,Z*pfoertner/proto/pfoertner/fleet/v1;fleetv1b\x06proto3"
 
@@ -2504,118 +3133,142 @@ func file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_pfoertner_fleet_v1_fleet_proto_rawDescData
 }
 
-var file_pfoertner_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_pfoertner_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_pfoertner_fleet_v1_fleet_proto_goTypes = []any{
-	(*ListDevicesRequest)(nil),    // 0: pfoertner.fleet.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),   // 1: pfoertner.fleet.v1.ListDevicesResponse
-	(*GetDeviceRequest)(nil),      // 2: pfoertner.fleet.v1.GetDeviceRequest
-	(*GetDeviceResponse)(nil),     // 3: pfoertner.fleet.v1.GetDeviceResponse
-	(*ExplainRequest)(nil),        // 4: pfoertner.fleet.v1.ExplainRequest
-	(*ExplainResponse)(nil),       // 5: pfoertner.fleet.v1.ExplainResponse
-	(*Explanation)(nil),           // 6: pfoertner.fleet.v1.Explanation
-	(*ListSessionsRequest)(nil),   // 7: pfoertner.fleet.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),  // 8: pfoertner.fleet.v1.ListSessionsResponse
-	(*Session)(nil),               // 9: pfoertner.fleet.v1.Session
-	(*ListEventsRequest)(nil),     // 10: pfoertner.fleet.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),    // 11: pfoertner.fleet.v1.ListEventsResponse
-	(*Event)(nil),                 // 12: pfoertner.fleet.v1.Event
-	(*ImportRequest)(nil),         // 13: pfoertner.fleet.v1.ImportRequest
-	(*ImportResponse)(nil),        // 14: pfoertner.fleet.v1.ImportResponse
-	(*AssetChange)(nil),           // 15: pfoertner.fleet.v1.AssetChange
-	(*FieldChange)(nil),           // 16: pfoertner.fleet.v1.FieldChange
-	(*LineError)(nil),             // 17: pfoertner.fleet.v1.LineError
-	(*BindRequest)(nil),           // 18: pfoertner.fleet.v1.BindRequest
-	(*BindResponse)(nil),          // 19: pfoertner.fleet.v1.BindResponse
-	(*CreateTokenRequest)(nil),    // 20: pfoertner.fleet.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 21: pfoertner.fleet.v1.CreateTokenResponse
-	(*SetStateRequest)(nil),       // 22: pfoertner.fleet.v1.SetStateRequest
-	(*SetStateResponse)(nil),      // 23: pfoertner.fleet.v1.SetStateResponse
-	(*CheckRequest)(nil),          // 24: pfoertner.fleet.v1.CheckRequest
-	(*CheckResponse)(nil),         // 25: pfoertner.fleet.v1.CheckResponse
-	(*PolicyError)(nil),           // 26: pfoertner.fleet.v1.PolicyError
-	(*ApplyRequest)(nil),          // 27: pfoertner.fleet.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 28: pfoertner.fleet.v1.ApplyResponse
-	(*ShowRequest)(nil),           // 29: pfoertner.fleet.v1.ShowRequest
-	(*ShowResponse)(nil),          // 30: pfoertner.fleet.v1.ShowResponse
-	(*HistoryRequest)(nil),        // 31: pfoertner.fleet.v1.HistoryRequest
-	(*HistoryResponse)(nil),       // 32: pfoertner.fleet.v1.HistoryResponse
-	(*PolicyVersion)(nil),         // 33: pfoertner.fleet.v1.PolicyVersion
-	(*VerifyRequest)(nil),         // 34: pfoertner.fleet.v1.VerifyRequest
-	(*VerifyResponse)(nil),        // 35: pfoertner.fleet.v1.VerifyResponse
-	(*AuditFault)(nil),            // 36: pfoertner.fleet.v1.AuditFault
-	nil,                           // 37: pfoertner.fleet.v1.Event.DetailsEntry
-	(*Device)(nil),                // 38: pfoertner.fleet.v1.Device
-	(*v1.Result)(nil),             // 39: pfoertner.posture.v1.Result
-	(v1.Verdict)(0),               // 40: pfoertner.posture.v1.Verdict
-	(*v1.LocalText)(nil),          // 41: pfoertner.posture.v1.LocalText
-	(*timestamppb.Timestamp)(nil), // 42: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 43: google.protobuf.Duration
-	(AssetState)(0),               // 44: pfoertner.fleet.v1.AssetState
+	(*ListDevicesRequest)(nil),       // 0: pfoertner.fleet.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),      // 1: pfoertner.fleet.v1.ListDevicesResponse
+	(*GetDeviceRequest)(nil),         // 2: pfoertner.fleet.v1.GetDeviceRequest
+	(*GetDeviceResponse)(nil),        // 3: pfoertner.fleet.v1.GetDeviceResponse
+	(*ExplainRequest)(nil),           // 4: pfoertner.fleet.v1.ExplainRequest
+	(*ExplainResponse)(nil),          // 5: pfoertner.fleet.v1.ExplainResponse
+	(*Explanation)(nil),              // 6: pfoertner.fleet.v1.Explanation
+	(*ListSessionsRequest)(nil),      // 7: pfoertner.fleet.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),     // 8: pfoertner.fleet.v1.ListSessionsResponse
+	(*Session)(nil),                  // 9: pfoertner.fleet.v1.Session
+	(*ListEventsRequest)(nil),        // 10: pfoertner.fleet.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),       // 11: pfoertner.fleet.v1.ListEventsResponse
+	(*Event)(nil),                    // 12: pfoertner.fleet.v1.Event
+	(*ImportRequest)(nil),            // 13: pfoertner.fleet.v1.ImportRequest
+	(*ImportResponse)(nil),           // 14: pfoertner.fleet.v1.ImportResponse
+	(*AssetChange)(nil),              // 15: pfoertner.fleet.v1.AssetChange
+	(*FieldChange)(nil),              // 16: pfoertner.fleet.v1.FieldChange
+	(*LineError)(nil),                // 17: pfoertner.fleet.v1.LineError
+	(*BindRequest)(nil),              // 18: pfoertner.fleet.v1.BindRequest
+	(*BindResponse)(nil),             // 19: pfoertner.fleet.v1.BindResponse
+	(*CreateTokenRequest)(nil),       // 20: pfoertner.fleet.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),      // 21: pfoertner.fleet.v1.CreateTokenResponse
+	(*SetStateRequest)(nil),          // 22: pfoertner.fleet.v1.SetStateRequest
+	(*SetStateResponse)(nil),         // 23: pfoertner.fleet.v1.SetStateResponse
+	(*CheckRequest)(nil),             // 24: pfoertner.fleet.v1.CheckRequest
+	(*CheckResponse)(nil),            // 25: pfoertner.fleet.v1.CheckResponse
+	(*PolicyError)(nil),              // 26: pfoertner.fleet.v1.PolicyError
+	(*ApplyRequest)(nil),             // 27: pfoertner.fleet.v1.ApplyRequest
+	(*ApplyResponse)(nil),            // 28: pfoertner.fleet.v1.ApplyResponse
+	(*ShowRequest)(nil),              // 29: pfoertner.fleet.v1.ShowRequest
+	(*ShowResponse)(nil),             // 30: pfoertner.fleet.v1.ShowResponse
+	(*HistoryRequest)(nil),           // 31: pfoertner.fleet.v1.HistoryRequest
+	(*HistoryResponse)(nil),          // 32: pfoertner.fleet.v1.HistoryResponse
+	(*PolicyVersion)(nil),            // 33: pfoertner.fleet.v1.PolicyVersion
+	(*ImportReferencesRequest)(nil),  // 34: pfoertner.fleet.v1.ImportReferencesRequest
+	(*ImportReferencesResponse)(nil), // 35: pfoertner.fleet.v1.ImportReferencesResponse
+	(*ShowReferencesRequest)(nil),    // 36: pfoertner.fleet.v1.ShowReferencesRequest
+	(*ShowReferencesResponse)(nil),   // 37: pfoertner.fleet.v1.ShowReferencesResponse
+	(*ReferencesInForce)(nil),        // 38: pfoertner.fleet.v1.ReferencesInForce
+	(*ListReferencesRequest)(nil),    // 39: pfoertner.fleet.v1.ListReferencesRequest
+	(*ListReferencesResponse)(nil),   // 40: pfoertner.fleet.v1.ListReferencesResponse
+	(*ReferenceVersion)(nil),         // 41: pfoertner.fleet.v1.ReferenceVersion
+	(*VerifyRequest)(nil),            // 42: pfoertner.fleet.v1.VerifyRequest
+	(*VerifyResponse)(nil),           // 43: pfoertner.fleet.v1.VerifyResponse
+	(*AuditFault)(nil),               // 44: pfoertner.fleet.v1.AuditFault
+	nil,                              // 45: pfoertner.fleet.v1.Event.DetailsEntry
+	(*Device)(nil),                   // 46: pfoertner.fleet.v1.Device
+	(*v1.Result)(nil),                // 47: pfoertner.posture.v1.Result
+	(v1.Verdict)(0),                  // 48: pfoertner.posture.v1.Verdict
+	(*v1.LocalText)(nil),             // 49: pfoertner.posture.v1.LocalText
+	(*timestamppb.Timestamp)(nil),    // 50: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 51: google.protobuf.Duration
+	(AssetState)(0),                  // 52: pfoertner.fleet.v1.AssetState
 }
 var file_pfoertner_fleet_v1_fleet_proto_depIdxs = []int32{
-	38, // 0: pfoertner.fleet.v1.ListDevicesResponse.devices:type_name -> pfoertner.fleet.v1.Device
-	38, // 1: pfoertner.fleet.v1.GetDeviceResponse.device:type_name -> pfoertner.fleet.v1.Device
+	46, // 0: pfoertner.fleet.v1.ListDevicesResponse.devices:type_name -> pfoertner.fleet.v1.Device
+	46, // 1: pfoertner.fleet.v1.GetDeviceResponse.device:type_name -> pfoertner.fleet.v1.Device
 	6,  // 2: pfoertner.fleet.v1.ExplainResponse.explanations:type_name -> pfoertner.fleet.v1.Explanation
-	38, // 3: pfoertner.fleet.v1.Explanation.device:type_name -> pfoertner.fleet.v1.Device
-	39, // 4: pfoertner.fleet.v1.Explanation.result:type_name -> pfoertner.posture.v1.Result
-	40, // 5: pfoertner.fleet.v1.Explanation.verdict:type_name -> pfoertner.posture.v1.Verdict
-	41, // 6: pfoertner.fleet.v1.Explanation.reason:type_name -> pfoertner.posture.v1.LocalText
+	46, // 3: pfoertner.fleet.v1.Explanation.device:type_name -> pfoertner.fleet.v1.Device
+	47, // 4: pfoertner.fleet.v1.Explanation.result:type_name -> pfoertner.posture.v1.Result
+	48, // 5: pfoertner.fleet.v1.Explanation.verdict:type_name -> pfoertner.posture.v1.Verdict
+	49, // 6: pfoertner.fleet.v1.Explanation.reason:type_name -> pfoertner.posture.v1.LocalText
 	9,  // 7: pfoertner.fleet.v1.Explanation.sessions:type_name -> pfoertner.fleet.v1.Session
-	42, // 8: pfoertner.fleet.v1.Explanation.refused_at:type_name -> google.protobuf.Timestamp
+	50, // 8: pfoertner.fleet.v1.Explanation.refused_at:type_name -> google.protobuf.Timestamp
 	9,  // 9: pfoertner.fleet.v1.ListSessionsResponse.sessions:type_name -> pfoertner.fleet.v1.Session
-	40, // 10: pfoertner.fleet.v1.Session.verdict:type_name -> pfoertner.posture.v1.Verdict
-	42, // 11: pfoertner.fleet.v1.Session.since:type_name -> google.protobuf.Timestamp
-	42, // 12: pfoertner.fleet.v1.Session.lease_ends_at:type_name -> google.protobuf.Timestamp
-	42, // 13: pfoertner.fleet.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	48, // 10: pfoertner.fleet.v1.Session.verdict:type_name -> pfoertner.posture.v1.Verdict
+	50, // 11: pfoertner.fleet.v1.Session.since:type_name -> google.protobuf.Timestamp
+	50, // 12: pfoertner.fleet.v1.Session.lease_ends_at:type_name -> google.protobuf.Timestamp
+	50, // 13: pfoertner.fleet.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
 	12, // 14: pfoertner.fleet.v1.ListEventsResponse.events:type_name -> pfoertner.fleet.v1.Event
-	42, // 15: pfoertner.fleet.v1.Event.at:type_name -> google.protobuf.Timestamp
-	37, // 16: pfoertner.fleet.v1.Event.details:type_name -> pfoertner.fleet.v1.Event.DetailsEntry
+	50, // 15: pfoertner.fleet.v1.Event.at:type_name -> google.protobuf.Timestamp
+	45, // 16: pfoertner.fleet.v1.Event.details:type_name -> pfoertner.fleet.v1.Event.DetailsEntry
 	15, // 17: pfoertner.fleet.v1.ImportResponse.changes:type_name -> pfoertner.fleet.v1.AssetChange
 	17, // 18: pfoertner.fleet.v1.ImportResponse.errors:type_name -> pfoertner.fleet.v1.LineError
 	16, // 19: pfoertner.fleet.v1.AssetChange.fields:type_name -> pfoertner.fleet.v1.FieldChange
-	43, // 20: pfoertner.fleet.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	42, // 21: pfoertner.fleet.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	44, // 22: pfoertner.fleet.v1.SetStateRequest.state:type_name -> pfoertner.fleet.v1.AssetState
-	38, // 23: pfoertner.fleet.v1.SetStateResponse.device:type_name -> pfoertner.fleet.v1.Device
+	51, // 20: pfoertner.fleet.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	50, // 21: pfoertner.fleet.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	52, // 22: pfoertner.fleet.v1.SetStateRequest.state:type_name -> pfoertner.fleet.v1.AssetState
+	46, // 23: pfoertner.fleet.v1.SetStateResponse.device:type_name -> pfoertner.fleet.v1.Device
 	26, // 24: pfoertner.fleet.v1.CheckResponse.errors:type_name -> pfoertner.fleet.v1.PolicyError
 	26, // 25: pfoertner.fleet.v1.ApplyResponse.errors:type_name -> pfoertner.fleet.v1.PolicyError
 	33, // 26: pfoertner.fleet.v1.ShowResponse.policy:type_name -> pfoertner.fleet.v1.PolicyVersion
 	33, // 27: pfoertner.fleet.v1.HistoryResponse.versions:type_name -> pfoertner.fleet.v1.PolicyVersion
-	42, // 28: pfoertner.fleet.v1.PolicyVersion.applied_at:type_name -> google.protobuf.Timestamp
-	36, // 29: pfoertner.fleet.v1.VerifyResponse.faults:type_name -> pfoertner.fleet.v1.AuditFault
-	0,  // 30: pfoertner.fleet.v1.FleetService.ListDevices:input_type -> pfoertner.fleet.v1.ListDevicesRequest
-	2,  // 31: pfoertner.fleet.v1.FleetService.GetDevice:input_type -> pfoertner.fleet.v1.GetDeviceRequest
-	4,  // 32: pfoertner.fleet.v1.FleetService.Explain:input_type -> pfoertner.fleet.v1.ExplainRequest
-	7,  // 33: pfoertner.fleet.v1.FleetService.ListSessions:input_type -> pfoertner.fleet.v1.ListSessionsRequest
-	10, // 34: pfoertner.fleet.v1.FleetService.ListEvents:input_type -> pfoertner.fleet.v1.ListEventsRequest
-	13, // 35: pfoertner.fleet.v1.InventoryService.Import:input_type -> pfoertner.fleet.v1.ImportRequest
-	18, // 36: pfoertner.fleet.v1.InventoryService.Bind:input_type -> pfoertner.fleet.v1.BindRequest
-	20, // 37: pfoertner.fleet.v1.InventoryService.CreateToken:input_type -> pfoertner.fleet.v1.CreateTokenRequest
-	22, // 38: pfoertner.fleet.v1.InventoryService.SetState:input_type -> pfoertner.fleet.v1.SetStateRequest
-	24, // 39: pfoertner.fleet.v1.PolicyService.Check:input_type -> pfoertner.fleet.v1.CheckRequest
-	27, // 40: pfoertner.fleet.v1.PolicyService.Apply:input_type -> pfoertner.fleet.v1.ApplyRequest
-	29, // 41: pfoertner.fleet.v1.PolicyService.Show:input_type -> pfoertner.fleet.v1.ShowRequest
-	31, // 42: pfoertner.fleet.v1.PolicyService.History:input_type -> pfoertner.fleet.v1.HistoryRequest
-	34, // 43: pfoertner.fleet.v1.AuditService.Verify:input_type -> pfoertner.fleet.v1.VerifyRequest
-	1,  // 44: pfoertner.fleet.v1.FleetService.ListDevices:output_type -> pfoertner.fleet.v1.ListDevicesResponse
-	3,  // 45: pfoertner.fleet.v1.FleetService.GetDevice:output_type -> pfoertner.fleet.v1.GetDeviceResponse
-	5,  // 46: pfoertner.fleet.v1.FleetService.Explain:output_type -> pfoertner.fleet.v1.ExplainResponse
-	8,  // 47: pfoertner.fleet.v1.FleetService.ListSessions:output_type -> pfoertner.fleet.v1.ListSessionsResponse
-	11, // 48: pfoertner.fleet.v1.FleetService.ListEvents:output_type -> pfoertner.fleet.v1.ListEventsResponse
-	14, // 49: pfoertner.fleet.v1.InventoryService.Import:output_type -> pfoertner.fleet.v1.ImportResponse
-	19, // 50: pfoertner.fleet.v1.InventoryService.Bind:output_type -> pfoertner.fleet.v1.BindResponse
-	21, // 51: pfoertner.fleet.v1.InventoryService.CreateToken:output_type -> pfoertner.fleet.v1.CreateTokenResponse
-	23, // 52: pfoertner.fleet.v1.InventoryService.SetState:output_type -> pfoertner.fleet.v1.SetStateResponse
-	25, // 53: pfoertner.fleet.v1.PolicyService.Check:output_type -> pfoertner.fleet.v1.CheckResponse
-	28, // 54: pfoertner.fleet.v1.PolicyService.Apply:output_type -> pfoertner.fleet.v1.ApplyResponse
-	30, // 55: pfoertner.fleet.v1.PolicyService.Show:output_type -> pfoertner.fleet.v1.ShowResponse
-	32, // 56: pfoertner.fleet.v1.PolicyService.History:output_type -> pfoertner.fleet.v1.HistoryResponse
-	35, // 57: pfoertner.fleet.v1.AuditService.Verify:output_type -> pfoertner.fleet.v1.VerifyResponse
-	44, // [44:58] is the sub-list for method output_type
-	30, // [30:44] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	50, // 28: pfoertner.fleet.v1.PolicyVersion.applied_at:type_name -> google.protobuf.Timestamp
+	41, // 29: pfoertner.fleet.v1.ImportReferencesResponse.imported:type_name -> pfoertner.fleet.v1.ReferenceVersion
+	26, // 30: pfoertner.fleet.v1.ImportReferencesResponse.errors:type_name -> pfoertner.fleet.v1.PolicyError
+	41, // 31: pfoertner.fleet.v1.ShowReferencesResponse.version:type_name -> pfoertner.fleet.v1.ReferenceVersion
+	38, // 32: pfoertner.fleet.v1.ShowReferencesResponse.in_force:type_name -> pfoertner.fleet.v1.ReferencesInForce
+	50, // 33: pfoertner.fleet.v1.ReferencesInForce.windows_as_of:type_name -> google.protobuf.Timestamp
+	50, // 34: pfoertner.fleet.v1.ReferencesInForce.windows_usable_until:type_name -> google.protobuf.Timestamp
+	41, // 35: pfoertner.fleet.v1.ListReferencesResponse.versions:type_name -> pfoertner.fleet.v1.ReferenceVersion
+	50, // 36: pfoertner.fleet.v1.ReferenceVersion.imported_at:type_name -> google.protobuf.Timestamp
+	50, // 37: pfoertner.fleet.v1.ReferenceVersion.issued_at:type_name -> google.protobuf.Timestamp
+	50, // 38: pfoertner.fleet.v1.ReferenceVersion.windows_as_of:type_name -> google.protobuf.Timestamp
+	44, // 39: pfoertner.fleet.v1.VerifyResponse.faults:type_name -> pfoertner.fleet.v1.AuditFault
+	0,  // 40: pfoertner.fleet.v1.FleetService.ListDevices:input_type -> pfoertner.fleet.v1.ListDevicesRequest
+	2,  // 41: pfoertner.fleet.v1.FleetService.GetDevice:input_type -> pfoertner.fleet.v1.GetDeviceRequest
+	4,  // 42: pfoertner.fleet.v1.FleetService.Explain:input_type -> pfoertner.fleet.v1.ExplainRequest
+	7,  // 43: pfoertner.fleet.v1.FleetService.ListSessions:input_type -> pfoertner.fleet.v1.ListSessionsRequest
+	10, // 44: pfoertner.fleet.v1.FleetService.ListEvents:input_type -> pfoertner.fleet.v1.ListEventsRequest
+	13, // 45: pfoertner.fleet.v1.InventoryService.Import:input_type -> pfoertner.fleet.v1.ImportRequest
+	18, // 46: pfoertner.fleet.v1.InventoryService.Bind:input_type -> pfoertner.fleet.v1.BindRequest
+	20, // 47: pfoertner.fleet.v1.InventoryService.CreateToken:input_type -> pfoertner.fleet.v1.CreateTokenRequest
+	22, // 48: pfoertner.fleet.v1.InventoryService.SetState:input_type -> pfoertner.fleet.v1.SetStateRequest
+	24, // 49: pfoertner.fleet.v1.PolicyService.Check:input_type -> pfoertner.fleet.v1.CheckRequest
+	27, // 50: pfoertner.fleet.v1.PolicyService.Apply:input_type -> pfoertner.fleet.v1.ApplyRequest
+	29, // 51: pfoertner.fleet.v1.PolicyService.Show:input_type -> pfoertner.fleet.v1.ShowRequest
+	31, // 52: pfoertner.fleet.v1.PolicyService.History:input_type -> pfoertner.fleet.v1.HistoryRequest
+	34, // 53: pfoertner.fleet.v1.ReferenceService.ImportReferences:input_type -> pfoertner.fleet.v1.ImportReferencesRequest
+	36, // 54: pfoertner.fleet.v1.ReferenceService.ShowReferences:input_type -> pfoertner.fleet.v1.ShowReferencesRequest
+	39, // 55: pfoertner.fleet.v1.ReferenceService.ListReferences:input_type -> pfoertner.fleet.v1.ListReferencesRequest
+	42, // 56: pfoertner.fleet.v1.AuditService.Verify:input_type -> pfoertner.fleet.v1.VerifyRequest
+	1,  // 57: pfoertner.fleet.v1.FleetService.ListDevices:output_type -> pfoertner.fleet.v1.ListDevicesResponse
+	3,  // 58: pfoertner.fleet.v1.FleetService.GetDevice:output_type -> pfoertner.fleet.v1.GetDeviceResponse
+	5,  // 59: pfoertner.fleet.v1.FleetService.Explain:output_type -> pfoertner.fleet.v1.ExplainResponse
+	8,  // 60: pfoertner.fleet.v1.FleetService.ListSessions:output_type -> pfoertner.fleet.v1.ListSessionsResponse
+	11, // 61: pfoertner.fleet.v1.FleetService.ListEvents:output_type -> pfoertner.fleet.v1.ListEventsResponse
+	14, // 62: pfoertner.fleet.v1.InventoryService.Import:output_type -> pfoertner.fleet.v1.ImportResponse
+	19, // 63: pfoertner.fleet.v1.InventoryService.Bind:output_type -> pfoertner.fleet.v1.BindResponse
+	21, // 64: pfoertner.fleet.v1.InventoryService.CreateToken:output_type -> pfoertner.fleet.v1.CreateTokenResponse
+	23, // 65: pfoertner.fleet.v1.InventoryService.SetState:output_type -> pfoertner.fleet.v1.SetStateResponse
+	25, // 66: pfoertner.fleet.v1.PolicyService.Check:output_type -> pfoertner.fleet.v1.CheckResponse
+	28, // 67: pfoertner.fleet.v1.PolicyService.Apply:output_type -> pfoertner.fleet.v1.ApplyResponse
+	30, // 68: pfoertner.fleet.v1.PolicyService.Show:output_type -> pfoertner.fleet.v1.ShowResponse
+	32, // 69: pfoertner.fleet.v1.PolicyService.History:output_type -> pfoertner.fleet.v1.HistoryResponse
+	35, // 70: pfoertner.fleet.v1.ReferenceService.ImportReferences:output_type -> pfoertner.fleet.v1.ImportReferencesResponse
+	37, // 71: pfoertner.fleet.v1.ReferenceService.ShowReferences:output_type -> pfoertner.fleet.v1.ShowReferencesResponse
+	40, // 72: pfoertner.fleet.v1.ReferenceService.ListReferences:output_type -> pfoertner.fleet.v1.ListReferencesResponse
+	43, // 73: pfoertner.fleet.v1.AuditService.Verify:output_type -> pfoertner.fleet.v1.VerifyResponse
+	57, // [57:74] is the sub-list for method output_type
+	40, // [40:57] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_pfoertner_fleet_v1_fleet_proto_init() }
@@ -2634,9 +3287,9 @@ func file_pfoertner_fleet_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pfoertner_fleet_v1_fleet_proto_rawDesc), len(file_pfoertner_fleet_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   46,
 			NumExtensions: 0,
-			NumServices:   4,
+			NumServices:   5,
 		},
 		GoTypes:           file_pfoertner_fleet_v1_fleet_proto_goTypes,
 		DependencyIndexes: file_pfoertner_fleet_v1_fleet_proto_depIdxs,

@@ -729,6 +729,200 @@ var PolicyService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
+	ReferenceService_ImportReferences_FullMethodName = "/pfoertner.fleet.v1.ReferenceService/ImportReferences"
+	ReferenceService_ShowReferences_FullMethodName   = "/pfoertner.fleet.v1.ReferenceService/ShowReferences"
+	ReferenceService_ListReferences_FullMethodName   = "/pfoertner.fleet.v1.ReferenceService/ListReferences"
+)
+
+// ReferenceServiceClient is the client API for ReferenceService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// ReferenceService brings signed files: reference values, which evidence is
+// judged against, and the catalogue that agents recognise VPN clients by. The
+// newest file of each kind is in force.
+type ReferenceServiceClient interface {
+	// ImportReferences takes a file whole or not at all. New reference values
+	// judge the whole fleet anew; a catalogue is sent to the agents.
+	ImportReferences(ctx context.Context, in *ImportReferencesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ImportReferencesResponse], error)
+	ShowReferences(ctx context.Context, in *ShowReferencesRequest, opts ...grpc.CallOption) (*ShowReferencesResponse, error)
+	ListReferences(ctx context.Context, in *ListReferencesRequest, opts ...grpc.CallOption) (*ListReferencesResponse, error)
+}
+
+type referenceServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewReferenceServiceClient(cc grpc.ClientConnInterface) ReferenceServiceClient {
+	return &referenceServiceClient{cc}
+}
+
+func (c *referenceServiceClient) ImportReferences(ctx context.Context, in *ImportReferencesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ImportReferencesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ReferenceService_ServiceDesc.Streams[0], ReferenceService_ImportReferences_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ImportReferencesRequest, ImportReferencesResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ReferenceService_ImportReferencesClient = grpc.ServerStreamingClient[ImportReferencesResponse]
+
+func (c *referenceServiceClient) ShowReferences(ctx context.Context, in *ShowReferencesRequest, opts ...grpc.CallOption) (*ShowReferencesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ShowReferencesResponse)
+	err := c.cc.Invoke(ctx, ReferenceService_ShowReferences_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *referenceServiceClient) ListReferences(ctx context.Context, in *ListReferencesRequest, opts ...grpc.CallOption) (*ListReferencesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListReferencesResponse)
+	err := c.cc.Invoke(ctx, ReferenceService_ListReferences_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// ReferenceServiceServer is the server API for ReferenceService service.
+// All implementations must embed UnimplementedReferenceServiceServer
+// for forward compatibility.
+//
+// ReferenceService brings signed files: reference values, which evidence is
+// judged against, and the catalogue that agents recognise VPN clients by. The
+// newest file of each kind is in force.
+type ReferenceServiceServer interface {
+	// ImportReferences takes a file whole or not at all. New reference values
+	// judge the whole fleet anew; a catalogue is sent to the agents.
+	ImportReferences(*ImportReferencesRequest, grpc.ServerStreamingServer[ImportReferencesResponse]) error
+	ShowReferences(context.Context, *ShowReferencesRequest) (*ShowReferencesResponse, error)
+	ListReferences(context.Context, *ListReferencesRequest) (*ListReferencesResponse, error)
+	mustEmbedUnimplementedReferenceServiceServer()
+}
+
+// UnimplementedReferenceServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedReferenceServiceServer struct{}
+
+func (UnimplementedReferenceServiceServer) ImportReferences(*ImportReferencesRequest, grpc.ServerStreamingServer[ImportReferencesResponse]) error {
+	return status.Error(codes.Unimplemented, "method ImportReferences not implemented")
+}
+func (UnimplementedReferenceServiceServer) ShowReferences(context.Context, *ShowReferencesRequest) (*ShowReferencesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ShowReferences not implemented")
+}
+func (UnimplementedReferenceServiceServer) ListReferences(context.Context, *ListReferencesRequest) (*ListReferencesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListReferences not implemented")
+}
+func (UnimplementedReferenceServiceServer) mustEmbedUnimplementedReferenceServiceServer() {}
+func (UnimplementedReferenceServiceServer) testEmbeddedByValue()                          {}
+
+// UnsafeReferenceServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to ReferenceServiceServer will
+// result in compilation errors.
+type UnsafeReferenceServiceServer interface {
+	mustEmbedUnimplementedReferenceServiceServer()
+}
+
+func RegisterReferenceServiceServer(s grpc.ServiceRegistrar, srv ReferenceServiceServer) {
+	// If the following call panics, it indicates UnimplementedReferenceServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&ReferenceService_ServiceDesc, srv)
+}
+
+func _ReferenceService_ImportReferences_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ImportReferencesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ReferenceServiceServer).ImportReferences(m, &grpc.GenericServerStream[ImportReferencesRequest, ImportReferencesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ReferenceService_ImportReferencesServer = grpc.ServerStreamingServer[ImportReferencesResponse]
+
+func _ReferenceService_ShowReferences_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ShowReferencesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReferenceServiceServer).ShowReferences(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ReferenceService_ShowReferences_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReferenceServiceServer).ShowReferences(ctx, req.(*ShowReferencesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ReferenceService_ListReferences_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListReferencesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReferenceServiceServer).ListReferences(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ReferenceService_ListReferences_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReferenceServiceServer).ListReferences(ctx, req.(*ListReferencesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// ReferenceService_ServiceDesc is the grpc.ServiceDesc for ReferenceService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var ReferenceService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "pfoertner.fleet.v1.ReferenceService",
+	HandlerType: (*ReferenceServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "ShowReferences",
+			Handler:    _ReferenceService_ShowReferences_Handler,
+		},
+		{
+			MethodName: "ListReferences",
+			Handler:    _ReferenceService_ListReferences_Handler,
+		},
+	},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "ImportReferences",
+			Handler:       _ReferenceService_ImportReferences_Handler,
+			ServerStreams: true,
+		},
+	},
+	Metadata: "pfoertner/fleet/v1/fleet.proto",
+}
+
+const (
 	AuditService_Verify_FullMethodName = "/pfoertner.fleet.v1.AuditService/Verify"
 )
 
