@@ -139,10 +139,7 @@ func (r *redactor) system(s probe.SystemInfo) probe.SystemInfo {
 // other only whether it is set, and to the same as another.
 func (r *redactor) registryValue(path string, v probe.RegistryValue) probe.RegistryValue {
 	v.Type = word(v.Type, "SZ|EXPAND_SZ|MULTI_SZ|DWORD|QWORD|BINARY")
-	const windowsItself = `SOFTWARE\Microsoft\Windows NT\CurrentVersion\`
-	names := []string{"CurrentBuild", "CurrentBuildNumber", "DisplayVersion", "ReleaseId", "EditionID", "InstallationType", "ProductName"}
-	own := slices.ContainsFunc(names, func(name string) bool { return strings.EqualFold(path, windowsItself+name) })
-	if own && word(v.Text, `[A-Za-z0-9][A-Za-z0-9 .]{0,39}`) == v.Text {
+	if shape, ok := windowsOwn()[strings.ToLower(path)]; ok && word(v.Text, shape) == v.Text {
 		v.Lines, v.Bytes = nil, nil
 		return v
 	}
@@ -153,6 +150,23 @@ func (r *redactor) registryValue(path string, v probe.RegistryValue) probe.Regis
 	}
 	v.Bytes = make([]byte, len(v.Bytes))
 	return v
+}
+
+// windowsOwn are the values whose text Windows or its setup wrote, in lower
+// case, each with the shape that it has.
+func windowsOwn() map[string]string {
+	const release = `software\microsoft\windows nt\currentversion\`
+	const title = `[A-Za-z0-9][A-Za-z0-9 .]{0,39}`
+	return map[string]string{
+		release + "currentbuild":       "[0-9]{1,6}",
+		release + "currentbuildnumber": "[0-9]{1,6}",
+		release + "displayversion":     "[0-9A-Z]{1,8}",
+		release + "releaseid":          "[0-9A-Z]{1,8}",
+		release + "editionid":          title,
+		release + "installationtype":   title,
+		release + "productname":        title,
+		`software\microsoft\windows defender\signature updates\avsignatureversion`: shapeVersion,
+	}
 }
 
 func (r *redactor) encryptable(volumes []probe.EncryptableVolume) []probe.EncryptableVolume {
