@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -27,13 +28,28 @@ func newEvidence(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 	s.register(f)
 	lang := f.String("lang", "", "`language` of headings, de or en (default: that of the environment)")
 	asJSON := f.Bool("json", false, "print protobuf's JSON")
+	raw := f.String("raw", "", "write every answer of this machine to a `file` instead, reduced to what docs/collection.md\n"+
+		"names, so that its state can be looked into elsewhere (Windows only: Linux is read from files)")
+	replay := f.String("replay", "", "print the evidence of the machine that such a `file` shows; it is never sent")
 	return func(ctx context.Context) error {
 		c, err := s.load()
 		if err != nil {
 			return err
 		}
-		probes := probe.Probes(probe.Options{AgentVersion: version, Ledger: sightings(c)})
-		ev := probe.NewCollector(probe.NewHost(), probes).Collect(ctx)
+		if *raw != "" && *replay != "" {
+			return errors.New("--raw and --replay exclude each other")
+		}
+		host, options := probe.NewHost(), probe.Options{AgentVersion: version, Ledger: sightings(c)}
+		switch {
+		case *raw != "":
+			return writeCapture(ctx, host, options, *raw, out)
+		case *replay != "":
+			options.Ledger = nil // what this notebook saw pending says nothing about another
+			if host, err = readCapture(*replay); err != nil {
+				return err
+			}
+		}
+		ev := probe.NewCollector(host, probe.Probes(options)).Collect(ctx)
 		if *asJSON {
 			b, err := protojson.MarshalOptions{Multiline: true, UseProtoNames: true}.Marshal(ev)
 			if err != nil {
@@ -42,7 +58,11 @@ func newEvidence(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 			_, err = fmt.Fprintf(out, "%s\n", b)
 			return err
 		}
-		_, err = io.WriteString(out, showEvidence(ev, headingsFor(locale(*lang))))
+		words := headingsFor(locale(*lang))
+		if *replay != "" {
+			words.end = words.replayed
+		}
+		_, err = io.WriteString(out, showEvidence(ev, words))
 		return err
 	}
 }
@@ -67,6 +87,8 @@ func (readOnly) Save([]probe.Sighting) error { return nil }
 type headings struct {
 	sections                             map[string]string
 	observed, notApplicable, failed, end string
+	// replayed stands for end below the evidence of a capture.
+	replayed string
 }
 
 func headingsFor(locale string) headings {
@@ -76,9 +98,11 @@ func headingsFor(locale string) headings {
 				"platform": "Betriebssystem und Gerät", "volumes": "Festplattenverschlüsselung",
 				"patch": "Aktualisierungsstand", "vpn": "VPN-Zugang", "tpm": "Sicherheitschip (TPM)",
 				"secure_boot": "Abgesicherter Start (Secure Boot)", "firewall": "Firewall",
+				"antivirus": "Virenschutz", "screen_lock": "Bildschirmsperre",
 			},
 			observed: "gelesen", notApplicable: "entfällt", failed: "nicht feststellbar",
-			end: "Das ist alles, was gesendet wird. Was leer ist, wird nicht gesendet.",
+			end:      "Das ist alles, was gesendet wird. Was leer ist, wird nicht gesendet.",
+			replayed: "So liest sich die Aufzeichnung. Gesendet wird davon nichts.",
 		}
 	}
 	return headings{
@@ -86,9 +110,11 @@ func headingsFor(locale string) headings {
 			"platform": "Operating system and device", "volumes": "Disk encryption",
 			"patch": "Patch level", "vpn": "VPN client", "tpm": "Security chip (TPM)",
 			"secure_boot": "Secure Boot", "firewall": "Firewall",
+			"antivirus": "Antivirus", "screen_lock": "Screen lock",
 		},
 		observed: "read", notApplicable: "not applicable", failed: "could not be read",
-		end: "This is all that is sent. What is empty is not sent.",
+		end:      "This is all that is sent. What is empty is not sent.",
+		replayed: "This is what the capture shows. Nothing of it is sent.",
 	}
 }
 
