@@ -68,8 +68,8 @@ func systemVolume() (string, error) {
 	return windows.UTF16ToString(name[:]), nil
 }
 
-// diskVolume reads one volume. Removable media and CD drives are not touched
-// beyond their type: an empty drive answers after seconds or not at all.
+// diskVolume reads one volume. What is known to be no fixed disk is not touched
+// beyond its type: an empty drive answers after seconds or not at all.
 func diskVolume(volume string) (DiskVolume, error) {
 	path, err := windows.UTF16PtrFromString(volume)
 	if err != nil {
@@ -79,7 +79,8 @@ func diskVolume(volume string) (DiskVolume, error) {
 	if v.Letters, err = mountPoints(path); err != nil {
 		return v, err
 	}
-	if v.DriveType != windows.DRIVE_FIXED {
+	switch v.DriveType {
+	case windows.DRIVE_REMOVABLE, windows.DRIVE_REMOTE, windows.DRIVE_CDROM, windows.DRIVE_RAMDISK:
 		return v, nil
 	}
 	var problems []string

@@ -85,7 +85,7 @@ func (ipHelper) Route(_ context.Context, addr netip.Addr) (Route, error) {
 	case err == windows.ERROR_SUCCESS:
 	case err == windows.ERROR_NETWORK_UNREACHABLE, err == windows.ERROR_HOST_UNREACHABLE,
 		err == windows.ERROR_NOT_FOUND, err == windows.ERROR_FILE_NOT_FOUND,
-		err == windows.ERROR_NOT_SUPPORTED: // this family is switched off
+		err == windows.ERROR_NOT_SUPPORTED && switchedOff(destination.Family):
 		return Route{}, fmt.Errorf("%w: %w", ErrNoRoute, err)
 	default:
 		return Route{}, fmt.Errorf("looking up a route: %w", err)
@@ -95,6 +95,13 @@ func (ipHelper) Route(_ context.Context, addr netip.Addr) (Route, error) {
 		r.Gateway = gateway.WithZone("").Unmap()
 	}
 	return r, nil
+}
+
+// switchedOff says whether the stack has no address of a family, not even that
+// of the loopback. Then it answers questions about it with "not supported".
+func switchedOff(family winipcfg.AddressFamily) bool {
+	addresses, err := winipcfg.GetUnicastIPAddressTable(family)
+	return errors.Is(err, windows.ERROR_NOT_FOUND) || err == nil && len(addresses) == 0
 }
 
 // IPsecPolicies is empty: Windows routes its own IPsec connections, and a
