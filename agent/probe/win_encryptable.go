@@ -90,9 +90,9 @@ type wmiArgument struct {
 	value any
 }
 
-// missing says that a class has no such property or method. Versions of Windows
+// wmiMissing says that a class has no such property or method. Versions of Windows
 // differ: GetSuspendCount came with Windows 8.
-func missing(err error) bool {
+func wmiMissing(err error) bool {
 	switch resultOf(err) {
 	case wbemNotFound, wbemInvalidMethod, wbemMethodNotImplemented, wbemMethodDisabled:
 		return true
@@ -100,8 +100,8 @@ func missing(err error) bool {
 	return false
 }
 
-// number is an unsigned property, which automation shows as signed.
-func number(o wmiObject, name string) (uint32, error) {
+// wmiNumber is an unsigned property, which automation shows as signed.
+func wmiNumber(o wmiObject, name string) (uint32, error) {
 	value, err := o.property(name)
 	if err != nil {
 		return 0, err
@@ -116,9 +116,9 @@ func number(o wmiObject, name string) (uint32, error) {
 	}
 }
 
-// optional is a property that need not be there.
-func optional(o wmiObject, name string) *uint32 {
-	n, err := number(o, name)
+// wmiOptional is a property that need not be there.
+func wmiOptional(o wmiObject, name string) *uint32 {
+	n, err := wmiNumber(o, name)
 	if err != nil {
 		return nil
 	}
@@ -139,21 +139,21 @@ func readEncryptable(o wmiObject) (EncryptableVolume, error) {
 		return v, errors.New("a volume without DeviceID")
 	}
 	letter, err := o.property("DriveLetter")
-	if err != nil && !missing(err) {
+	if err != nil && !wmiMissing(err) {
 		return v, fmt.Errorf("reading DriveLetter: %w", err)
 	}
 	text, _ := letter.(string)
 	v.Letter = text != ""
-	v.ProtectionProperty = optional(o, "ProtectionStatus")
-	v.ConversionProperty = optional(o, "ConversionStatus")
-	v.MethodProperty = optional(o, "EncryptionMethod")
-	v.VolumeType = optional(o, "VolumeType")
+	v.ProtectionProperty = wmiOptional(o, "ProtectionStatus")
+	v.ConversionProperty = wmiOptional(o, "ConversionStatus")
+	v.MethodProperty = wmiOptional(o, "EncryptionMethod")
+	v.VolumeType = wmiOptional(o, "VolumeType")
 
-	if a := ask(o, "GetProtectionStatus"); a != nil {
+	if a := askMethod(o, "GetProtectionStatus"); a != nil {
 		v.Protection = &ProtectionAnswer{Status: a.number("ProtectionStatus"), Return: a.result()}
 	}
 	// The precision is asked for: a rounded percentage is no proof.
-	if a := ask(o, "GetConversionStatus", wmiArgument{"PrecisionFactor", int32(4)}); a != nil {
+	if a := askMethod(o, "GetConversionStatus", wmiArgument{"PrecisionFactor", int32(4)}); a != nil {
 		v.Conversion = &ConversionAnswer{
 			Status:     a.number("ConversionStatus"),
 			Percentage: a.number("EncryptionPercentage"),
@@ -162,21 +162,21 @@ func readEncryptable(o wmiObject) (EncryptableVolume, error) {
 			Return:     a.result(),
 		}
 	}
-	if a := ask(o, "GetEncryptionMethod"); a != nil {
+	if a := askMethod(o, "GetEncryptionMethod"); a != nil {
 		v.Method = &MethodAnswer{
 			Method:         a.number("EncryptionMethod"),
 			SelfEncryption: a.text("SelfEncryptionDriveEncryptionMethod"),
 			Return:         a.result(),
 		}
 	}
-	if a := ask(o, "GetLockStatus"); a != nil {
+	if a := askMethod(o, "GetLockStatus"); a != nil {
 		v.Lock = &LockAnswer{Status: a.number("LockStatus"), Return: a.result()}
 	}
-	if a := ask(o, "GetVersion"); a != nil {
+	if a := askMethod(o, "GetVersion"); a != nil {
 		v.Version = &VersionAnswer{Version: a.number("Version"), Return: a.result()}
 	}
 	v.Protectors = readProtectors(o)
-	if a := ask(o, "GetSuspendCount"); a != nil {
+	if a := askMethod(o, "GetSuspendCount"); a != nil {
 		v.Suspended = &SuspendAnswer{Count: a.number("SuspendCount"), Return: a.result()}
 	}
 	return v, nil
@@ -185,7 +185,7 @@ func readEncryptable(o wmiObject) (EncryptableVolume, error) {
 // readProtectors lists the kinds of key protectors. Their identifiers stay in
 // this function.
 func readProtectors(o wmiObject) *ProtectorsAnswer {
-	a := ask(o, "GetKeyProtectors", wmiArgument{"KeyProtectorType", int32(0)})
+	a := askMethod(o, "GetKeyProtectors", wmiArgument{"KeyProtectorType", int32(0)})
 	if a == nil {
 		return nil
 	}
@@ -195,7 +195,7 @@ func readProtectors(o wmiObject) *ProtectorsAnswer {
 		return answer
 	}
 	for _, id := range ids {
-		if a := ask(o, "GetKeyProtectorType", wmiArgument{"VolumeKeyProtectorID", id}); a != nil {
+		if a := askMethod(o, "GetKeyProtectorType", wmiArgument{"VolumeKeyProtectorID", id}); a != nil {
 			answer.Types = append(answer.Types, ProtectorType{Type: a.number("KeyProtectorType"), Return: a.result()})
 		} else {
 			// Of a protector whose kind cannot be asked nothing may be concluded.
@@ -213,17 +213,17 @@ type methodAnswer struct {
 	damaged error
 }
 
-// ask calls a method; nil when the class does not have it.
-func ask(o wmiObject, method string, in ...wmiArgument) *methodAnswer {
+// askMethod calls a method; nil when the class does not have it.
+func askMethod(o wmiObject, method string, in ...wmiArgument) *methodAnswer {
 	out, err := o.call(method, in...)
-	if missing(err) {
+	if wmiMissing(err) {
 		return nil
 	}
 	if err != nil {
 		return &methodAnswer{code: resultOf(err)}
 	}
 	a := &methodAnswer{out: out}
-	a.code, a.damaged = number(out, "ReturnValue")
+	a.code, a.damaged = wmiNumber(out, "ReturnValue")
 	return a
 }
 
@@ -241,7 +241,7 @@ func (a *methodAnswer) number(name string) uint32 {
 	if a.code != 0 || a.damaged != nil {
 		return 0
 	}
-	n, err := number(a.out, name)
+	n, err := wmiNumber(a.out, name)
 	a.damaged = err
 	return n
 }
