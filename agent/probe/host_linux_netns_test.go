@@ -78,7 +78,7 @@ func readRealVPN(t *testing.T, files fstest.MapFS, running ...string) *posturev1
 	t.Helper()
 	ev := &posturev1.Evidence{}
 	h := Host{Files: files, Network: kernelNetwork{}, Processes: fakeProcesses(running), Bus: fakeBus{}, Now: time.Now}
-	if err := vpnProbe().Collect(t.Context(), h, ev); err != nil {
+	if err := vpnProbe(nil).Collect(t.Context(), h, ev); err != nil {
 		t.Error(err)
 	}
 	wantState(t, ev.Vpn.RoutingReading, observed)

@@ -46,6 +46,8 @@ type Options struct {
 	// Ledger keeps since when a security update is offered; nil remembers it
 	// only while the agent runs.
 	Ledger Ledger
+	// VPNCatalogue extends the shipped list of VPN clients; nil: nothing does.
+	VPNCatalogue *VPNCatalogue
 }
 
 // Probes returns the shipped probes in the order of Evidence's sections. They
@@ -55,7 +57,7 @@ func Probes(o Options) []Probe {
 		platformProbe(o.AgentVersion),
 		volumesProbe(),
 		patchProbe(o.Ledger),
-		vpnProbe(),
+		vpnProbe(o.VPNCatalogue),
 		tpmProbe(),
 		secureBootProbe(),
 		firewallProbe(),

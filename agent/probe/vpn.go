@@ -15,6 +15,10 @@ import (
 // (Reject-After-Time of the protocol).
 const handshakeLife = 180 * time.Second
 
+// vpnTimeout is longer than others': on Windows programs are asked, and the
+// signature of each client's program is verified.
+const vpnTimeout = 30 * time.Second
+
 // The answers of evidence, short.
 const (
 	yes     = posturev1.Ternary_TERNARY_YES
@@ -26,14 +30,17 @@ const (
 // is installed, its service runs, its interface works, a session is alive, and
 // how much traffic goes through it. No fact is concluded from another; those
 // that do not fit together are reported as contradictions.
-func vpnProbe() Probe {
-	p := &vpn{}
-	return Probe{Section: "vpn", Collect: p.collect}
+func vpnProbe(catalogue *VPNCatalogue) Probe {
+	p := &vpn{catalogue: catalogue}
+	return Probe{Section: "vpn", Timeout: vpnTimeout, Collect: p.collect}
 }
 
 type vpn struct {
+	catalogue *VPNCatalogue
+
 	mu       sync.Mutex
 	packages fileCache[packageDatabase]
+	programs map[string]identifiedProgram
 }
 
 func (v *vpn) collect(ctx context.Context, h Host, ev *posturev1.Evidence) error {
@@ -42,10 +49,13 @@ func (v *vpn) collect(ctx context.Context, h Host, ev *posturev1.Evidence) error
 
 	out := &posturev1.Vpn{Reading: &posturev1.Reading{Source: "netlink, processes, D-Bus"}}
 	ev.Vpn = out
+	if h.Windows != nil {
+		return v.collectWindows(ctx, h, out)
+	}
 	if h.Files == nil || h.Network == nil {
 		return errors.New("this machine's files or links are not readable")
 	}
-	catalogue, err := loadCatalogue(h.Files)
+	catalogue, err := loadCatalogue(h.Files, v.catalogue)
 	if err != nil {
 		return err
 	}
@@ -80,11 +90,34 @@ type vpnView struct {
 	connections  []BusConnection
 	busErr       error
 
+	// tunnel says whether a link hides what goes through it, whoever made it.
+	tunnel func(Link) bool
+	// linkSource is who tells of links.
+	linkSource string
 	// claimed are the indexes of links that a client of the catalogue made.
 	claimed []int
 }
 
 func (v *vpn) look(ctx context.Context, h Host, catalogue []vpnProduct) (*vpnView, error) {
+	view, err := lookAtLinks(ctx, h, catalogue)
+	if err != nil {
+		return nil, err
+	}
+	view.tunnel, view.linkSource = tunnelKind, "netlink"
+	view.busErr = errors.New("the system bus is not readable")
+	if h.Bus != nil {
+		view.connections, view.busErr = h.Bus.VPNConnections(ctx)
+	}
+	if errors.Is(view.busErr, ErrNotFound) {
+		view.busErr = nil
+	}
+	// Without dpkg versions stay empty.
+	view.packages, _ = v.packages.get(h.Files, dpkgStatusFile, parseDpkgStatus)
+	return view, nil
+}
+
+// lookAtLinks reads what every system has.
+func lookAtLinks(ctx context.Context, h Host, catalogue []vpnProduct) (*vpnView, error) {
 	view := &vpnView{host: h, catalogue: catalogue}
 	var err error
 	if view.links, err = h.Network.Links(ctx); err != nil {
@@ -95,15 +128,6 @@ func (v *vpn) look(ctx context.Context, h Host, catalogue []vpnProduct) (*vpnVie
 	if errors.Is(view.wireguardErr, ErrNotFound) {
 		view.wireguardErr = nil
 	}
-	view.busErr = errors.New("the system bus is not readable")
-	if h.Bus != nil {
-		view.connections, view.busErr = h.Bus.VPNConnections(ctx)
-	}
-	if errors.Is(view.busErr, ErrNotFound) {
-		view.busErr = nil
-	}
-	// Without dpkg versions stay empty.
-	view.packages, _ = v.packages.get(h.Files, dpkgStatusFile, parseDpkgStatus)
 	return view, nil
 }
 
@@ -245,7 +269,7 @@ func (v *vpnView) unlisted() *posturev1.VpnClient {
 		attracts := slices.ContainsFunc(slices.Concat(v.routing.v4, v.routing.v6), func(w way) bool {
 			return w.reachable && w.link == l.Index
 		})
-		if tunnelKind(l) && !slices.Contains(v.claimed, l.Index) && (attracts || operational(l) && len(l.Addresses) > 0) {
+		if v.tunnel(l) && !slices.Contains(v.claimed, l.Index) && (attracts || operational(l) && len(l.Addresses) > 0) {
 			links = append(links, l)
 		}
 	}
@@ -254,7 +278,7 @@ func (v *vpnView) unlisted() *posturev1.VpnClient {
 	}
 	c := &posturev1.VpnClient{
 		Product: "unlisted", InterfaceOperational: ternary(slices.ContainsFunc(links, operational)),
-		Reading: partReading("netlink", v.host.Now(), v.routingErr),
+		Reading: partReading(v.linkSource, v.host.Now(), v.routingErr),
 	}
 	if v.routingErr == nil {
 		c.ScopeV4, c.ScopeV6 = v.routing.scopes(links, false)
@@ -269,7 +293,7 @@ func (v *vpnView) overall(out *posturev1.Vpn) {
 	if err == nil {
 		var tunnels []Link
 		for _, l := range v.links {
-			if tunnelKind(l) || slices.Contains(v.claimed, l.Index) {
+			if v.tunnel(l) || slices.Contains(v.claimed, l.Index) {
 				tunnels = append(tunnels, l)
 			}
 		}
@@ -279,5 +303,5 @@ func (v *vpnView) overall(out *posturev1.Vpn) {
 		}
 		out.Contradictions = v.routingContradictions(out, tunnels)
 	}
-	out.RoutingReading = partReading("netlink route look-ups, IPsec policies", v.host.Now(), err)
+	out.RoutingReading = partReading(v.linkSource+" route look-ups, IPsec policies", v.host.Now(), err)
 }

@@ -124,7 +124,7 @@ func (v *vpnView) routingContradictions(out *posturev1.Vpn, tunnels []Link) []*p
 		{"scope_v6", v.routing.v6, out.ScopeV6, default6},
 	} {
 		if dead(family.ways, tunnels) {
-			add(family.fact, "route look-up", "traffic goes into a tunnel", "netlink", "the tunnel's interface is down or has no carrier")
+			add(family.fact, "route look-up", "traffic goes into a tunnel", v.linkSource, "the tunnel's interface is down or has no carrier")
 		}
 		if family.managed && family.scope != posturev1.RoutingScope_ROUTING_SCOPE_FULL {
 			add(family.fact, "NetworkManager", "the default route is a VPN", "route look-up", "not all traffic goes into a tunnel")

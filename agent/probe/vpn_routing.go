@@ -155,5 +155,8 @@ func (r routing) carries(links []Link, ipsec bool, family func(netip.Addr) bool)
 }
 
 // operational is IFF_UP and IFF_RUNNING. A tun device that lost its process is
-// still up, and still gets routes.
-func operational(l Link) bool { return l.Up && l.Running }
+// still up, and still gets routes. On Windows adapters of idle clients stay
+// listed, and some say that they run while their state says otherwise.
+func operational(l Link) bool {
+	return l.Up && l.Running && (l.OperState == "" || l.OperState == "up" || l.OperState == "unknown")
+}

@@ -195,7 +195,7 @@ func TestVPN(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := Host{Files: c.files, Network: c.network, Processes: c.running, Bus: c.bus}
-			got := observe(t, h, vpnProbe()).Vpn
+			got := observe(t, h, vpnProbe(nil)).Vpn
 			wantState(t, got.Reading, observed)
 			wantState(t, got.RoutingReading, observed)
 			client := clientOf(t, got, c.product)
@@ -225,7 +225,7 @@ func TestVPN(t *testing.T) {
 
 func TestVPNVersionAndAbsentClients(t *testing.T) {
 	h := Host{Files: openvpnFiles, Network: fakeNetwork{links: []Link{ethernet}, routes: office()}, Processes: fakeProcesses{}, Bus: fakeBus{}}
-	got := observe(t, h, vpnProbe()).Vpn
+	got := observe(t, h, vpnProbe(nil)).Vpn
 	if len(got.Clients) != 1 || got.Clients[0].Version != "2.6.14-0+deb12u2" {
 		t.Errorf("clients %v: want OpenVPN alone, with its version", got.Clients)
 	}
@@ -235,7 +235,7 @@ func TestVPNWithoutRightsIsUnknown(t *testing.T) {
 	t.Run("IPsec policies", func(t *testing.T) {
 		h := Host{Files: fstest.MapFS{"usr/lib/ipsec/charon": {}}, Processes: fakeProcesses{"charon"}, Bus: fakeBus{},
 			Network: fakeNetwork{links: []Link{ethernet}, routes: office(), policiesErr: errNoRights}}
-		got := observe(t, h, vpnProbe()).Vpn
+		got := observe(t, h, vpnProbe(nil)).Vpn
 		wantState(t, got.Reading, observed)
 		wantState(t, got.RoutingReading, failed)
 		client := clientOf(t, got, "strongswan")
@@ -247,14 +247,14 @@ func TestVPNWithoutRightsIsUnknown(t *testing.T) {
 	t.Run("WireGuard", func(t *testing.T) {
 		h := Host{Files: fstest.MapFS{"usr/bin/wg": {}}, Processes: fakeProcesses{}, Bus: fakeBus{},
 			Network: fakeNetwork{links: []Link{ethernet, wgTunnel}, routes: office(), wireguardErr: errNoRights}}
-		client := clientOf(t, observe(t, h, vpnProbe()).Vpn, "wireguard")
+		client := clientOf(t, observe(t, h, vpnProbe(nil)).Vpn, "wireguard")
 		wantState(t, client.Reading, failed)
 		if facts(client) != "yes/yes/yes/? SPLIT NONE" || !strings.Contains(client.Reading.Reason, "not permitted") {
 			t.Errorf("WireGuard is %s: %s", facts(client), client.Reading.Reason)
 		}
 	})
 	t.Run("nothing at all", func(t *testing.T) {
-		wantState(t, observe(t, Host{}, vpnProbe()).Vpn.Reading, failed)
+		wantState(t, observe(t, Host{}, vpnProbe(nil)).Vpn.Reading, failed)
 	})
 }
 
@@ -266,12 +266,12 @@ func TestAdministratorExtendsTheCatalogue(t *testing.T) {
 	link := Link{Index: 9, Name: "exa0", Kind: "tun", Up: true, Running: true, Addresses: prefixes("10.1.0.2/24")}
 	h := Host{Files: files, Processes: fakeProcesses{"vpnd"}, Bus: fakeBus{},
 		Network: fakeNetwork{links: []Link{ethernet, link}, routes: through(9, office(), "0.0.0.0/0")}}
-	if got := facts(clientOf(t, observe(t, h, vpnProbe()).Vpn, "example")); got != "yes/yes/yes/? FULL NONE" {
+	if got := facts(clientOf(t, observe(t, h, vpnProbe(nil)).Vpn, "example")); got != "yes/yes/yes/? FULL NONE" {
 		t.Errorf("example is %s", got)
 	}
 	for _, nonsense := range []string{"", "{}", `[{}]`, `[{"product": "a", "programms": []}]`, `[{"product": "a", "programs": ["/usr/bin/a"]}]`} {
 		h.Files = with(openvpnFiles, fstest.MapFS{catalogueFile: file(nonsense)})
-		got := observe(t, h, vpnProbe()).Vpn
+		got := observe(t, h, vpnProbe(nil)).Vpn
 		wantState(t, got.Reading, failed)
 	}
 }
