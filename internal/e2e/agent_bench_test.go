@@ -4,10 +4,8 @@ package e2e_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -72,8 +70,8 @@ func BenchmarkAgent(b *testing.B) {
 
 // bench is a collector on loopback that waits for this machine's agent.
 type bench struct {
-	dir                                 string
-	agents, operators, health, exporter string // addresses
+	*e2e.Collector
+	dir, exporter string
 }
 
 func (h *bench) path(parts ...string) string {
@@ -88,78 +86,23 @@ func (h *bench) write(b *testing.B, name, text string) string {
 	return h.path(name)
 }
 
-// command is one of the released programs.
-func (h *bench) command(program string, args ...string) *exec.Cmd {
-	return exec.Command(h.path("bin", program), args...)
-}
-
-func (h *bench) run(b *testing.B, program string, args ...string) string {
-	b.Helper()
-	out, err := h.command(program, args...).Output()
-	if err != nil {
-		var exit *exec.ExitError
-		errors.As(err, &exit)
-		b.Fatalf("%s %v: %v\n%s%s", program, args, err, out, exit.Stderr)
-	}
-	return strings.TrimSpace(string(out))
-}
-
-func (h *bench) operator(b *testing.B, args ...string) string {
-	b.Helper()
-	return h.run(b, "pfoertner-collector", append([]string{"--collector", h.operators, "--operator", h.path("operator")}, args...)...)
-}
-
 // newBench builds the programs as they are released and starts the collector.
 func newBench(b *testing.B, idle time.Duration) *bench {
 	b.Helper()
-	h := &bench{dir: b.TempDir(), agents: free(b), operators: free(b), health: free(b), exporter: free(b)}
-	build(b, h.path("bin", "pfoertner-agent"), "pfoertner/agent")
-	build(b, h.path("bin", "pfoertner-collector"), "pfoertner/collector")
-	config := h.write(b, "collector.yaml", fmt.Sprintf("state: %q\nlisten: {agents: %q, gates: %q, operators: %q, health: %q}\n",
-		h.path("collector"), h.agents, free(b), h.operators, h.health))
-	h.run(b, "pfoertner-collector", "init", "--config", config, "--operator-out", h.path("operator"))
-	collector := e2e.Start(b, "collector", h.command("pfoertner-collector", "serve", "--config", config))
-	if !e2e.Eventually(b, soon, func() bool {
-		answer, err := http.Get("http://" + h.health + "/readyz")
-		if err != nil {
-			return collector.Ended()
-		}
-		answer.Body.Close()
-		return answer.StatusCode == http.StatusOK
-	}) || collector.Ended() {
-		b.Fatalf("the collector is not ready:\n%s", collector.Output())
-	}
+	h := &bench{dir: b.TempDir(), exporter: e2e.Free(b)}
+	e2e.BuildProgram(b, h.path("pfoertner-agent"), "pfoertner/agent")
+	e2e.BuildProgram(b, h.path("pfoertner-collector"), "pfoertner/collector")
+	h.Collector = e2e.StartCollector(b, h.path("pfoertner-collector"), h.dir)
 	// Agents report in every third of the age that evidence may have.
-	shipped := h.operator(b, "policy", "show")
+	shipped := h.Operator(b, "policy", "show")
 	policy := strings.Replace(shipped, "max_age: 45m", fmt.Sprintf("max_age: %ds", int(max(idle, time.Minute).Seconds())), 1)
 	if policy == shipped {
 		b.Fatalf("the shipped policy has another freshness:\n%s", shipped)
 	}
-	h.operator(b, "policy", "apply", h.write(b, "policy.yaml", policy))
-	h.operator(b, "inventory", "import", h.write(b, "inventory.csv", "asset_number;unit;key_protection\n"+asset+";inneres/it;software\n"))
-	h.write(b, "token", h.operator(b, "token", asset))
+	h.Operator(b, "policy", "apply", h.write(b, "policy.yaml", policy))
+	h.Operator(b, "inventory", "import", h.write(b, "inventory.csv", "asset_number;unit;key_protection\n"+asset+";inneres/it;software\n"))
+	h.write(b, "token", h.Operator(b, "token", asset))
 	return h
-}
-
-// build builds a program as it is released.
-func build(t testing.TB, program, pkg string) {
-	t.Helper()
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", "grpcnotrace", "-o", program, pkg)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building %s: %v\n%s", program, err, out)
-	}
-}
-
-// free is a loopback address that nobody listens on at this moment.
-func free(b *testing.B) string {
-	b.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // startAgent starts the agent on files that have to come from the disk, and
@@ -167,11 +110,11 @@ func free(b *testing.B) string {
 func (h *bench) startAgent(b *testing.B) *e2e.Program {
 	b.Helper()
 	evict(b, "/var/lib/dpkg/status", "/var/lib/apt/lists/*")
-	agent := e2e.Start(b, "agent", h.command("pfoertner-agent", "run", "--log-level", "debug",
-		"--collector", h.agents, "--ca-file", h.path("operator", "server-ca.crt"), "--token-file", h.path("token"),
+	agent := e2e.Start(b, "agent", exec.Command(h.path("pfoertner-agent"), "run", "--log-level", "debug",
+		"--collector", h.Agents, "--ca-file", h.CAFile, "--token-file", h.path("token"),
 		"--state-dir", h.path("agent"), "--status-file", h.path("agent", "status.json")))
 	says(b, agent, everySection)
-	if !e2e.Eventually(b, soon, func() bool { return strings.Contains(h.operator(b, "devices", asset, "--json"), `"evidence"`) }) {
+	if !e2e.Eventually(b, soon, func() bool { return strings.Contains(h.Operator(b, "devices", asset, "--json"), `"evidence"`) }) {
 		b.Fatalf("no evidence arrived:\n%s", agent.Output())
 	}
 	return agent

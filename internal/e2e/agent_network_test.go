@@ -30,7 +30,7 @@ func released(t *testing.T) string {
 	t.Helper()
 	e2e.Require(t, "go", "ss")
 	agent := filepath.Join(t.TempDir(), "pfoertner-agent")
-	build(t, agent, "pfoertner/agent")
+	e2e.BuildProgram(t, agent, "pfoertner/agent")
 	return agent
 }
 

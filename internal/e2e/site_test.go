@@ -56,9 +56,9 @@ var (
 func buildPrograms(t testing.TB) {
 	t.Helper()
 	built.Do(func() {
-		build(t, filepath.Join(programs, "pfoertner-collector"), "pfoertner/collector")
-		build(t, filepath.Join(programs, "pfoertner-gate"), "pfoertner/collector/gate")
-		build(t, filepath.Join(programs, "testagent"), "pfoertner/agent/testagent")
+		e2e.BuildProgram(t, filepath.Join(programs, "pfoertner-collector"), "pfoertner/collector")
+		e2e.BuildProgram(t, filepath.Join(programs, "pfoertner-gate"), "pfoertner/collector/gate")
+		e2e.BuildProgram(t, filepath.Join(programs, "testagent"), "pfoertner/agent/testagent")
 	})
 }
 

@@ -5,8 +5,6 @@ package guest
 import (
 	_ "embed"
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,6 +12,8 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"pfoertner/internal/e2e"
+	"pfoertner/internal/e2e/qemu"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
@@ -155,7 +155,7 @@ var situationWords string
 func TestTheAgentTellsHowRealVolumesAreEncrypted(t *testing.T) {
 	console := Guest{
 		Programs: []string{
-			buildAgent(t), find(t, "dmsetup"), find(t, "integritysetup"), find(t, "mkfs.btrfs"), find(t, "btrfs"), find(t, "setpriv"),
+			buildAgent(t), qemu.Find(t, "dmsetup"), qemu.Find(t, "integritysetup"), qemu.Find(t, "mkfs.btrfs"), qemu.Find(t, "btrfs"), qemu.Find(t, "setpriv"),
 		},
 		Modules: []string{"dm-integrity", "authenc", "hmac", "sha256", "btrfs", "lzo-rle", "zram", "loop"},
 		Script:  script(situations),
@@ -191,11 +191,7 @@ func TestTheAgentTellsHowRealVolumesAreEncrypted(t *testing.T) {
 func buildAgent(t *testing.T) string {
 	t.Helper()
 	agent := filepath.Join(t.TempDir(), "pfoertner-agent")
-	build := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-ldflags", "-s -w", "-o", agent, "pfoertner/agent")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building the agent: %v\n%s", err, out)
-	}
+	e2e.BuildProgram(t, agent, "pfoertner/agent")
 	return agent
 }
 

@@ -16,13 +16,11 @@ import (
 	_ "embed"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"testing"
 	"time"
 
-	"pfoertner/internal/e2e"
+	"pfoertner/internal/e2e/qemu"
 )
 
 // Guest is a machine to boot.
@@ -50,6 +48,13 @@ const limit = 5 * time.Minute
 // done is what the guest prints last.
 const done = "@@ done"
 
+// needed are the modules that every guest loads: its disks, its random
+// numbers, its firmware's variables, and its encrypted root.
+var needed = []string{
+	"virtio_pci", "virtio_blk", "virtio_rng", "efivarfs",
+	"dm-crypt", "xts", "aesni-intel", "af_alg", "algif_skcipher",
+}
+
 //go:embed init.sh
 var initScript []byte
 
@@ -65,8 +70,11 @@ func (g Guest) Run(t testing.TB) string {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	at := func(name string) string { return filepath.Join(dir, name) }
 
-	k := debianKernel(t)
-	g.writeInitrd(t, at("initrd"), k)
+	k := qemu.DebianKernel(t)
+	initrd := qemu.NewInitrd(t, initScript,
+		append([]string{qemu.Find(t, "busybox"), qemu.Find(t, "cryptsetup")}, g.Programs...), k, append(needed, g.Modules...))
+	initrd.Add("bin/guest-script", 0o755, []byte("#!/bin/sh\n"+g.Script+"\necho '"+done+"'\npoweroff -f\n"))
+	initrd.Write(at("initrd"))
 	writeDisk(t, at("vda"), rootSize)
 	writeDisk(t, at("vdb"), partitionSize, partitionSize, partitionSize, partitionSize)
 	variables, err := os.ReadFile(firmwareVariables)
@@ -76,7 +84,7 @@ func (g Guest) Run(t testing.TB) string {
 	if err := os.WriteFile(at("firmware"), variables, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	startTPM(t, dir, at("tpm"))
+	qemu.StartTPM(t, dir, at("tpm"))
 
 	arguments := []string{
 		"-machine", "q35,smm=on", "-accel", "tcg", "-cpu", "max", "-m", "1024", "-smp", "1",
@@ -86,7 +94,7 @@ func (g Guest) Run(t testing.TB) string {
 		"-global", "driver=cfi.pflash01,property=secure,value=on",
 		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=" + firmware,
 		"-drive", "if=pflash,format=raw,unit=1,file=" + at("firmware"),
-		"-kernel", k.image, "-initrd", at("initrd"), "-append", "console=ttyS2 loglevel=1 panic=-1",
+		"-kernel", k.Image, "-initrd", at("initrd"), "-append", "console=ttyS2 loglevel=1 panic=-1",
 		"-chardev", "socket,id=tpm,path=" + at("tpm"), "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0",
 		"-device", "virtio-rng-pci",
 	}
@@ -96,73 +104,18 @@ func (g Guest) Run(t testing.TB) string {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
-	// Other tests measure times meanwhile.
-	machine := e2e.Start(t, "guest", exec.Command("nice", append([]string{"-n", "10", "qemu-system-x86_64"}, arguments...)...))
+	machine := qemu.Start(t, "guest", arguments...)
 	machine.Await(t, ctx, done)
 	return machine.Output()
-}
-
-// startTPM starts a TPM 2.0 that is new at each start.
-func startTPM(t testing.TB, state, socket string) {
-	t.Helper()
-	tpm := e2e.Start(t, "tpm", exec.Command("swtpm", "socket", "--tpm2",
-		"--tpmstate", "dir="+state, "--ctrl", "type=unixio,path="+socket, "--terminate"))
-	listens := func() bool {
-		_, err := os.Stat(socket)
-		return err == nil || tpm.Ended()
-	}
-	if !e2e.Eventually(t, limit, listens) || tpm.Ended() {
-		t.Fatalf("the TPM does not start:\n%s", tpm.Output())
-	}
 }
 
 // require skips the test unless all that a guest is made of is installed.
 func require(t testing.TB) {
 	t.Helper()
-	if runtime.GOARCH != "amd64" {
-		t.Skipf("SKIPPED: the guest takes its programs from this machine, and it is no amd64 but %s", runtime.GOARCH)
-	}
-	for _, p := range []string{"qemu-system-x86_64", "swtpm", "busybox", "cryptsetup", "modprobe", "depmod", "ldd"} {
-		find(t, p)
-	}
+	qemu.Require(t, "busybox", "cryptsetup")
 	for _, file := range []string{firmware, firmwareVariables} {
 		if _, err := os.Stat(file); err != nil {
 			t.Skipf("SKIPPED: this test needs the firmware of Debian's ovmf: %v", err)
 		}
 	}
-}
-
-// find returns the path of a program, also of one for the administrator.
-func find(t testing.TB, program string) string {
-	t.Helper()
-	for _, name := range []string{program, "/usr/sbin/" + program, "/sbin/" + program} {
-		if found, err := exec.LookPath(name); err == nil {
-			return found
-		}
-	}
-	t.Skipf("SKIPPED: this test needs the program %q", program)
-	return ""
-}
-
-// output runs a program to its end and returns what it printed.
-func output(t testing.TB, program string, arguments ...string) string {
-	t.Helper()
-	out, err := command(t, program, arguments...).Output()
-	if err != nil {
-		t.Fatalf("%s %v: %v\n%s", program, arguments, err, said(err))
-	}
-	return string(out)
-}
-
-func command(t testing.TB, program string, arguments ...string) *exec.Cmd {
-	t.Helper()
-	return exec.CommandContext(t.Context(), find(t, program), arguments...)
-}
-
-// said is what a program that failed complained of.
-func said(err error) string {
-	if e, ok := err.(*exec.ExitError); ok {
-		return string(e.Stderr)
-	}
-	return ""
 }

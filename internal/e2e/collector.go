@@ -1,0 +1,121 @@
+//go:build linux
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// readyLimit is far above what a collector takes to start.
+const readyLimit = 2 * time.Minute
+
+// Collector is a released collector on loopback, with its operator.
+type Collector struct {
+	// Agents is where agents reach it: address and port. Its certificate names
+	// 127.0.0.1, 10.0.2.2 (this machine as qemu's guests see it) and localhost.
+	Agents string
+	// Fingerprint is that of its CA: what an installation is told.
+	Fingerprint string
+	// CAFile holds its CA.
+	CAFile string
+
+	program, config, operators, health, operator string
+	running                                      *Program
+}
+
+// StartCollector makes a collector from program, with all its keys in dir, and
+// waits until it is ready.
+func StartCollector(t testing.TB, program, dir string) *Collector {
+	t.Helper()
+	c := &Collector{
+		Agents: Free(t), operators: Free(t), health: Free(t), program: program,
+		config: filepath.Join(dir, "collector.yaml"), operator: filepath.Join(dir, "operator"),
+	}
+	c.CAFile = filepath.Join(c.operator, "server-ca.crt")
+	text := fmt.Sprintf("state: %q\nlisten: {agents: %q, gates: %q, operators: %q, health: %q}\n",
+		filepath.Join(dir, "collector"), c.Agents, Free(t), c.operators, c.health)
+	if err := os.WriteFile(c.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	said := c.run(t, "init", "--config", c.config, "--operator-out", c.operator, "--name", "localhost,127.0.0.1,10.0.2.2")
+	_, rest, _ := strings.Cut(said, "CA fingerprint:")
+	c.Fingerprint, _, _ = strings.Cut(strings.TrimSpace(rest), "\n")
+	c.Start(t)
+	return c
+}
+
+// Start starts it, also again after Stop.
+func (c *Collector) Start(t testing.TB) {
+	t.Helper()
+	c.running = Start(t, "collector", exec.Command(c.program, "serve", "--config", c.config))
+	ready := func() bool {
+		answer, err := http.Get("http://" + c.health + "/readyz")
+		if err != nil {
+			return c.running.Ended()
+		}
+		answer.Body.Close()
+		return answer.StatusCode == http.StatusOK
+	}
+	if !EventuallyEvery(t, 20*time.Millisecond, readyLimit, ready) || c.running.Ended() {
+		t.Fatalf("the collector is not ready:\n%s", c.running.Output())
+	}
+}
+
+// Stop takes it away at once.
+func (c *Collector) Stop() { c.running.Kill() }
+
+// Operator runs one of the operators' commands and returns what it printed.
+func (c *Collector) Operator(t testing.TB, args ...string) string {
+	t.Helper()
+	return c.run(t, append([]string{"--collector", c.operators, "--operator", c.operator}, args...)...)
+}
+
+func (c *Collector) run(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(c.program, args...).Output()
+	if err != nil {
+		var exit *exec.ExitError
+		errors.As(err, &exit)
+		t.Fatalf("pfoertner-collector %v: %v\n%s%s", args, err, out, exit.Stderr)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// BuildProgram builds a program as it is released, for this machine or, with
+// settings like "GOOS=windows", for another.
+func BuildProgram(t testing.TB, program, pkg string, settings ...string) {
+	t.Helper()
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", "grpcnotrace", "-o", program, pkg)
+	build.Env = append(append(os.Environ(), "CGO_ENABLED=0"), settings...)
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building %s: %v\n%s", program, err, out)
+	}
+}
+
+// Free is a loopback address that nobody listens on. Its port is none that the
+// kernel gives to outgoing connections (32768 and above), so that it stays free.
+func Free(t testing.TB) string {
+	t.Helper()
+	var err error
+	for range 100 {
+		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(12000)))
+		var l net.Listener
+		if l, err = net.Listen("tcp", address); err == nil {
+			l.Close()
+			return address
+		}
+	}
+	t.Fatalf("no free port: %v", err)
+	return ""
+}
