@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
@@ -17,15 +18,22 @@ import (
 // refused as a whole by the collector.
 const maxVolumes = 256
 
+// volumesTimeout is above the time that BitLocker gets to answer, so that what
+// ends the reading says what was asked.
+const volumesTimeout = 30 * time.Second
+
 // volumesProbe reads every persistent mount and swap space of the machine,
-// each with all paths down to its disks.
+// each with all paths down to its disks; on Windows every volume.
 func volumesProbe() Probe {
-	return Probe{Section: "volumes", Collect: collectVolumes}
+	return Probe{Section: "volumes", Timeout: volumesTimeout, Collect: collectVolumes}
 }
 
 func collectVolumes(ctx context.Context, h Host, ev *posturev1.Evidence) error {
 	out := &posturev1.Volumes{Reading: &posturev1.Reading{Source: sourceMounts + ", " + sourceSwaps}}
 	ev.Volumes = out
+	if h.Windows != nil {
+		return collectWindowsVolumes(ctx, h.Windows, out)
+	}
 	if h.Files == nil {
 		return errors.New("this machine's files are not readable")
 	}
