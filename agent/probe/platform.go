@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -32,6 +33,9 @@ type platform struct {
 func (p *platform) collect(ctx context.Context, h Host, ev *posturev1.Evidence) error {
 	out := &posturev1.Platform{AgentVersion: p.agentVersion}
 	ev.Platform = out
+	if h.Windows != nil {
+		return p.collectWindows(ctx, h, out)
+	}
 	if h.Files == nil {
 		return errors.New("this machine's files are not readable")
 	}
@@ -115,24 +119,30 @@ func readSupportEnds(files fs.FS, release osRelease) ([]*posturev1.SupportEnd, e
 	return append(ends, more...), nil
 }
 
-// formFactor tells the kind of machine by the chassis type of SMBIOS (DSP0134,
-// 7.4.1). A virtual machine is that, whatever chassis it pretends to have.
+// formFactor tells the kind of machine by the chassis type of SMBIOS.
 func formFactor(files fs.FS, virtual bool) posturev1.FormFactor {
+	line, err := readLine(files, "sys/class/dmi/id/chassis_type")
+	if err != nil {
+		line = ""
+	}
+	chassis, _ := strconv.ParseUint(line, 10, 8) // zero: not stated
+	return formOfChassis(uint8(chassis), virtual)
+}
+
+// formOfChassis is the kind of machine that has a chassis type (DSP0134, 7.4.1).
+// A virtual machine is that, whatever chassis it pretends to have.
+func formOfChassis(chassis uint8, virtual bool) posturev1.FormFactor {
 	if virtual {
 		return posturev1.FormFactor_FORM_FACTOR_VIRTUAL
 	}
-	chassis, err := readLine(files, "sys/class/dmi/id/chassis_type")
-	if err != nil {
-		return posturev1.FormFactor_FORM_FACTOR_UNSPECIFIED
-	}
 	switch chassis {
-	case "8", "9", "10", "14", "31": // portable, laptop, notebook, sub-notebook, convertible
+	case 8, 9, 10, 14, 31: // portable, laptop, notebook, sub-notebook, convertible
 		return posturev1.FormFactor_FORM_FACTOR_NOTEBOOK
-	case "11", "30", "32": // hand-held, tablet, detachable
+	case 11, 30, 32: // hand-held, tablet, detachable
 		return posturev1.FormFactor_FORM_FACTOR_TABLET
-	case "3", "4", "5", "6", "7", "13", "15", "16", "24", "35", "36": // desktop, tower, all-in-one, mini PC…
+	case 3, 4, 5, 6, 7, 13, 15, 16, 24, 35, 36: // desktop, tower, all-in-one, mini PC…
 		return posturev1.FormFactor_FORM_FACTOR_DESKTOP
-	case "17", "23", "25", "28", "29": // main server, rack, multi-system, blade
+	case 17, 23, 25, 28, 29: // main server, rack, multi-system, blade
 		return posturev1.FormFactor_FORM_FACTOR_SERVER
 	default:
 		return posturev1.FormFactor_FORM_FACTOR_UNSPECIFIED
