@@ -65,9 +65,9 @@ generate: tools
 bench: needs
 	@.ci/bench
 
-# Stripped binaries with checksums.
+# Programs, packages, bills of materials and checksums, reproducible.
 dist:
-	@.ci/dist $(DIST) '$(LDFLAGS)'
+	@.ci/dist $(DIST) $(VERSION)
 
 clean:
 	rm -rf $(BIN) $(DIST) $(TOOLS)
