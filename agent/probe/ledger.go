@@ -104,7 +104,7 @@ type sightingKey struct {
 // that is gone for a day changes nothing. The note says what went wrong with
 // the ledger; ages then count from when the agent started.
 func (a *fixAges) date(pending []*posturev1.PendingUpdate, db packageDatabase, now time.Time) (note string) {
-	notes := []error{a.load()}
+	errLoad := a.load()
 	changed := false
 	for _, p := range pending {
 		key := sightingKey{packageID{p.Package, p.Architecture}, p.FixedVersion}
@@ -132,10 +132,16 @@ func (a *fixAges) date(pending []*posturev1.PendingUpdate, db packageDatabase, n
 		}
 		p.FirstSeenAt = timestamppb.New(seen)
 	}
+	return a.keep(changed, errLoad)
+}
+
+// keep saves what was changed and says what went wrong with the ledger.
+func (a *fixAges) keep(changed bool, errLoad error) (note string) {
+	var errSave error
 	if changed && a.ledger != nil && a.loaded {
-		notes = append(notes, a.ledger.Save(a.sightings()))
+		errSave = a.ledger.Save(a.sightings())
 	}
-	if err := errors.Join(notes...); err != nil {
+	if err := errors.Join(errLoad, errSave); err != nil {
 		return "ages of updates count from the start of the agent: " + err.Error()
 	}
 	return ""

@@ -26,6 +26,8 @@ type patch struct {
 	mu   sync.Mutex
 	apt  aptReader
 	ages fixAges
+	// search is what Windows Update answered last.
+	search updateSearches
 }
 
 func (p *patch) collect(ctx context.Context, h Host, ev *posturev1.Evidence) error {
@@ -34,6 +36,9 @@ func (p *patch) collect(ctx context.Context, h Host, ev *posturev1.Evidence) err
 
 	out := &posturev1.Patch{Reading: &posturev1.Reading{}}
 	ev.Patch = out
+	if h.Windows != nil {
+		return p.collectWindows(ctx, h, out)
+	}
 	if h.Files == nil {
 		return errors.New("this machine's files are not readable")
 	}
