@@ -172,8 +172,9 @@ type Authority struct {
 // Subject is what an Authority certifies.
 type Subject struct {
 	URI string
-	// Server makes it a certificate for 127.0.0.1, otherwise a client's.
-	Server bool
+	// Server makes it a certificate for 127.0.0.1, Signer one for signing
+	// files; otherwise it is a client's.
+	Server, Signer bool
 	// Key, or only its public half, is certified when set; otherwise a new one.
 	Key    crypto.Signer
 	Public crypto.PublicKey
@@ -217,6 +218,9 @@ func (a *Authority) Issue(t testing.TB, s Subject) *tls.Certificate {
 	if s.Server {
 		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 		template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+	}
+	if s.Signer {
+		template.ExtKeyUsage = nil
 	}
 	leaf := sign(t, template, a.Certificate, s.Public, a.key)
 	return &tls.Certificate{Certificate: [][]byte{leaf.Raw, a.Certificate.Raw}, PrivateKey: s.Key, Leaf: leaf}
