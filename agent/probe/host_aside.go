@@ -35,8 +35,9 @@ type asideProcess struct {
 	confine func(*os.Process, asideLimits) (release func(), err error)
 }
 
-// launch runs the process for one reading and returns what it printed.
-func (p asideProcess) launch(ctx context.Context, name string) ([]byte, error) {
+// launch runs the process for one reading, asks it the question and returns
+// what it printed.
+func (p asideProcess) launch(ctx context.Context, name, question string) ([]byte, error) {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	cmd := exec.CommandContext(ctx, p.program, append(p.arguments[:len(p.arguments):len(p.arguments)], name)...)
@@ -63,7 +64,7 @@ func (p asideProcess) launch(ctx context.Context, name string) ([]byte, error) {
 		defer release()
 	}
 	// An error here means that the process is gone: Wait tells more.
-	_, _ = io.WriteString(begin, "\n")
+	_, _ = io.WriteString(begin, question+"\n")
 	err = cmd.Wait()
 	switch {
 	case errors.Is(context.Cause(ctx), errTooMuch):

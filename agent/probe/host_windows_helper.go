@@ -21,6 +21,8 @@ func asideReadings() map[string]asideRead {
 		asideUpdates:   asideReading(readUpdates),
 		asideFirewall:  asideReading(readFirewall),
 		asideAntivirus: asideReading(readAntivirus),
+		asideDialups:   asideReading(readDialups),
+		asideProgram:   asideQuestion(readProgram),
 	}
 }
 

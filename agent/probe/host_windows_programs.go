@@ -3,6 +3,7 @@
 package probe
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,7 +15,7 @@ import (
 
 // readProgram runs in a process of its own: verifying loads whatever is
 // registered for signatures, and reads the file to its end.
-func readProgram(path string) (p Program, err error) {
+func readProgram(_ context.Context, path string) (p Program, err error) {
 	if info, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return p, fmt.Errorf("the program's file: %w", ErrNotFound)
 	} else if err != nil {

@@ -166,7 +166,7 @@ func TestWindowsAnswersWhoMadeAProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := readProgram(self)
+	p, err := readProgram(t.Context(), self)
 	if err != nil || p.Trust != uint32(windows.TRUST_E_NOSIGNATURE) || p.Publisher != "" || p.FileVersion != "" {
 		t.Errorf("this program, which nobody signed: %+v, %v", p, err)
 	}
@@ -174,15 +174,15 @@ func TestWindowsAnswersWhoMadeAProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err = readProgram(filepath.Join(dir, "kernel32.dll"))
+	p, err = readProgram(t.Context(), filepath.Join(dir, "kernel32.dll"))
 	if err != nil || !regexp.MustCompile(`^\d+\.\d+\.\d+\.\d+$`).MatchString(p.FileVersion) || p.ProductName == "" {
 		t.Errorf("a part of Windows: %+v, %v", p, err)
 	}
 	t.Logf("kernel32.dll: %+v", p)
-	if _, err := readProgram(filepath.Join(t.TempDir(), "none.exe")); !errors.Is(err, ErrNotFound) || strings.Contains(err.Error(), "none.exe") {
+	if _, err := readProgram(t.Context(), filepath.Join(t.TempDir(), "none.exe")); !errors.Is(err, ErrNotFound) || strings.Contains(err.Error(), "none.exe") {
 		t.Errorf("a program that is not there: %v", err)
 	}
-	if _, err := readProgram(t.TempDir()); err == nil {
+	if _, err := readProgram(t.Context(), t.TempDir()); err == nil {
 		t.Error("a directory is a program")
 	}
 }

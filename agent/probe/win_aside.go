@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,15 +26,27 @@ const (
 	asideUpdates   = "updates"
 	asideFirewall  = "firewall"
 	asideAntivirus = "antivirus"
+	asideDialups   = "dialups"
+	asideProgram   = "program"
 )
 
-// asideRead makes one reading. The answer is a struct of win_host.go.
-type asideRead func(ctx context.Context) (any, error)
+// asideRead makes one reading. The question is what it is about, one line;
+// empty for a reading that is about the machine. The answer is a struct of
+// win_host.go.
+type asideRead func(ctx context.Context, question string) (any, error)
 
-// asideReading turns a typed reading into one by name.
+// asideReading turns a typed reading about the machine into one by name.
 func asideReading[T any](read func(context.Context) (T, error)) asideRead {
-	return func(ctx context.Context) (any, error) { return read(ctx) }
+	return func(ctx context.Context, _ string) (any, error) { return read(ctx) }
 }
+
+// asideQuestion turns a typed reading about something into one by name.
+func asideQuestion[T any](read func(ctx context.Context, question string) (T, error)) asideRead {
+	return func(ctx context.Context, question string) (any, error) { return read(ctx, question) }
+}
+
+// maxQuestion is far above the longest path.
+const maxQuestion = 64 << 10
 
 // asideMessage is what the process prints: exactly one of the two.
 type asideMessage struct {
@@ -78,8 +91,8 @@ func (e *asideError) restore() error {
 	return errors.New(oneLine(e.Text))
 }
 
-// ReadAside is the hidden command: it waits for a line on in, so that whoever
-// started it can confine it first, makes the reading and prints the answer. A
+// ReadAside is the hidden command: it waits for a line on in, the question, so
+// that whoever started it can confine it first, makes the reading and prints the answer. A
 // reading that fails is an answer too; the error returned is about in, out and
 // an unknown name. Who tries it by hand presses Enter.
 func ReadAside(ctx context.Context, name string, in io.Reader, out io.Writer) error {
@@ -91,11 +104,12 @@ func readAside(ctx context.Context, readings map[string]asideRead, name string, 
 	if !ok {
 		return fmt.Errorf("there is no reading %q on this system", name)
 	}
-	if _, err := io.ReadFull(in, make([]byte, 1)); err != nil {
+	question, err := bufio.NewReader(io.LimitReader(in, maxQuestion)).ReadString('\n')
+	if err != nil {
 		return fmt.Errorf("waiting for the start: %w", err)
 	}
 	var message asideMessage
-	answer, err := read(ctx)
+	answer, err := read(ctx, strings.TrimRight(question, "\r\n"))
 	if err == nil {
 		message.Answer, err = json.Marshal(answer)
 	}
@@ -150,7 +164,7 @@ type aside struct {
 	keep bool
 	// launch runs the process until it ends or ctx does, and returns what it
 	// printed. It wraps brokenError for a process that did not end well.
-	launch func(ctx context.Context, name string) ([]byte, error)
+	launch func(ctx context.Context, name, question string) ([]byte, error)
 	now    func() time.Time
 	// turn is full while somebody asks; what follows belongs to that one.
 	turn chan struct{}
@@ -173,7 +187,7 @@ type asideRun struct {
 
 // ask makes one reading and decodes it into answer. The process is not ended
 // when ctx is: whether it hangs, only its own time-out tells.
-func (a *aside) ask(ctx context.Context, answer any) error {
+func (a *aside) ask(ctx context.Context, question string, answer any) error {
 	select {
 	case a.turn <- struct{}{}:
 		defer func() { <-a.turn }()
@@ -186,7 +200,7 @@ func (a *aside) ask(ctx context.Context, answer any) error {
 			return a.broken()
 		}
 		if own {
-			a.run = a.start()
+			a.run = a.start(question)
 		}
 		select {
 		case <-a.run.done:
@@ -194,22 +208,28 @@ func (a *aside) ask(ctx context.Context, answer any) error {
 			return fmt.Errorf("reading %s aside runs since %s: %w", a.name,
 				a.run.began.UTC().Format(time.RFC3339), context.Cause(ctx))
 		}
-		err := a.settle(a.run, answer)
-		a.run = nil
-		if own || a.keep || !a.resume.IsZero() {
+		if own || a.keep {
+			err := a.settle(a.run, answer)
+			a.run = nil
 			return err
 		}
-		// What was read before the question may have changed since.
+		// What was read before the question may have changed since, or be about
+		// something else. Only whether it broke counts.
+		err := a.settle(a.run, new(json.RawMessage))
+		a.run = nil
+		if !a.resume.IsZero() {
+			return err
+		}
 	}
 }
 
-func (a *aside) start() *asideRun {
+func (a *aside) start(question string) *asideRun {
 	r := &asideRun{began: a.now(), done: make(chan struct{})}
 	go func() {
 		defer close(r.done)
 		ctx, cancel := context.WithTimeoutCause(context.Background(), a.timeout, errTimeout)
 		defer cancel()
-		r.output, r.err = a.launch(ctx, a.name)
+		r.output, r.err = a.launch(ctx, a.name, question)
 		if ctx.Err() != nil {
 			r.err = &brokenError{fmt.Errorf("%w within %s", errTimeout, a.timeout)}
 		}
@@ -262,14 +282,14 @@ func asideLimitsOf(name string) asideLimits {
 
 // asideNames are all readings that are made aside.
 func asideNames() []string {
-	return []string{asideBitLocker, asideUpdates, asideFirewall, asideAntivirus}
+	return []string{asideBitLocker, asideUpdates, asideFirewall, asideAntivirus, asideDialups, asideProgram}
 }
 
 // asides are the capabilities that are asked aside.
 type asides struct{ byName map[string]*aside }
 
 // newAsides prepares all of them; launch as in aside.
-func newAsides(now func() time.Time, launch func(ctx context.Context, name string) ([]byte, error)) asides {
+func newAsides(now func() time.Time, launch func(ctx context.Context, name, question string) ([]byte, error)) asides {
 	all := asides{byName: map[string]*aside{}}
 	for _, name := range asideNames() {
 		all.byName[name] = &aside{
@@ -283,33 +303,49 @@ func newAsides(now func() time.Time, launch func(ctx context.Context, name strin
 // into puts the capabilities into w.
 func (s asides) into(w *Windows) {
 	w.BitLocker, w.Updates, w.Firewall, w.SecurityCenter = bitLockerAside{s}, updatesAside{s}, firewallAside{s}, antivirusAside{s}
+	w.Dialups, w.Programs = dialupsAside{s}, programsAside{s}
 }
 
-func askAside[T any](ctx context.Context, s asides, name string) (answer T, err error) {
-	err = s.byName[name].ask(ctx, &answer)
+func askAside[T any](ctx context.Context, s asides, name, question string) (answer T, err error) {
+	if strings.ContainsAny(question, "\r\n") || len(question) >= maxQuestion {
+		return answer, errors.New("the question is not one line")
+	}
+	err = s.byName[name].ask(ctx, question, &answer)
 	return answer, err
 }
 
 type bitLockerAside struct{ asides }
 
 func (b bitLockerAside) Volumes(ctx context.Context) ([]EncryptableVolume, error) {
-	return askAside[[]EncryptableVolume](ctx, b.asides, asideBitLocker)
+	return askAside[[]EncryptableVolume](ctx, b.asides, asideBitLocker, "")
 }
 
 type updatesAside struct{ asides }
 
 func (u updatesAside) Search(ctx context.Context) (UpdateSearch, error) {
-	return askAside[UpdateSearch](ctx, u.asides, asideUpdates)
+	return askAside[UpdateSearch](ctx, u.asides, asideUpdates, "")
 }
 
 type firewallAside struct{ asides }
 
 func (f firewallAside) Profiles(ctx context.Context) (FirewallAnswer, error) {
-	return askAside[FirewallAnswer](ctx, f.asides, asideFirewall)
+	return askAside[FirewallAnswer](ctx, f.asides, asideFirewall, "")
 }
 
 type antivirusAside struct{ asides }
 
 func (a antivirusAside) Antivirus(ctx context.Context) (SecurityAnswer, error) {
-	return askAside[SecurityAnswer](ctx, a.asides, asideAntivirus)
+	return askAside[SecurityAnswer](ctx, a.asides, asideAntivirus, "")
+}
+
+type dialupsAside struct{ asides }
+
+func (d dialupsAside) Connections(ctx context.Context) ([]Dialup, error) {
+	return askAside[[]Dialup](ctx, d.asides, asideDialups, "")
+}
+
+type programsAside struct{ asides }
+
+func (p programsAside) Identify(ctx context.Context, path string) (Program, error) {
+	return askAside[Program](ctx, p.asides, asideProgram, path)
 }

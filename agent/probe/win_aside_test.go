@@ -67,6 +67,9 @@ func beAside(name string) int {
 			os.Exit(0)
 			return SecurityAnswer{}, nil
 		}),
+		"echoes": asideQuestion(func(_ context.Context, question string) (Program, error) {
+			return Program{ProductName: question}, nil
+		}),
 	}, name, os.Stdin, os.Stdout)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -90,7 +93,7 @@ func realAside(t *testing.T, name string, timeout time.Duration) *aside {
 
 func TestReadingAsideCrossesTheProcessBorder(t *testing.T) {
 	var answer SecurityAnswer
-	if err := realAside(t, "fine", time.Minute).ask(t.Context(), &answer); err != nil {
+	if err := realAside(t, "fine", time.Minute).ask(t.Context(), "", &answer); err != nil {
 		t.Fatal(err)
 	}
 	if answer.Health != 2 || len(answer.Products) != 1 || answer.Products[0].Name != "Ünïcode" {
@@ -109,7 +112,7 @@ func TestReadingAsideKeepsTheMeaningOfErrors(t *testing.T) {
 		{"refused", nil, "access denied"},
 	} {
 		a := realAside(t, c.name, time.Minute)
-		err := a.ask(t.Context(), new(SecurityAnswer))
+		err := a.ask(t.Context(), "", new(SecurityAnswer))
 		if err == nil || err.Error() != c.text || c.is != nil && !errors.Is(err, c.is) {
 			t.Errorf("%s: error is %v, want %s", c.name, err, c.text)
 		}
@@ -128,7 +131,7 @@ func TestProcessThatBreaksIsSaidAndLeftInPeace(t *testing.T) {
 		{"unheard of", `there is no reading "unheard of" on this system`},
 	} {
 		a := realAside(t, c.name, time.Minute)
-		err := a.ask(t.Context(), new(SecurityAnswer))
+		err := a.ask(t.Context(), "", new(SecurityAnswer))
 		if err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "since ") {
 			t.Errorf("%s: error is %v, want %q", c.name, err, c.says)
 		}
@@ -150,7 +153,7 @@ func TestProcessThatHangsIsEnded(t *testing.T) {
 		program: program, arguments: []string{asideRole},
 		confine: func(p *os.Process, _ asideLimits) (func(), error) { process = p; return func() {}, nil },
 	}.launch
-	err = a.ask(t.Context(), new(SecurityAnswer))
+	err = a.ask(t.Context(), "", new(SecurityAnswer))
 	if err == nil || !strings.Contains(err.Error(), "no answer within 300ms") {
 		t.Fatalf("error is %v", err)
 	}
@@ -161,7 +164,7 @@ func TestProcessThatHangsIsEnded(t *testing.T) {
 
 func TestProcessWhoseStarterIsGoneReadsNothing(t *testing.T) {
 	read := false
-	err := readAside(t.Context(), map[string]asideRead{"x": func(context.Context) (any, error) {
+	err := readAside(t.Context(), map[string]asideRead{"x": func(context.Context, string) (any, error) {
 		read = true
 		return nil, nil
 	}}, "x", strings.NewReader(""), new(bytes.Buffer))
@@ -187,7 +190,7 @@ func TestProcessIsConfinedBeforeItReads(t *testing.T) {
 			return func() { order = append(order, "released") }, nil
 		},
 	}
-	if _, err := p.launch(t.Context(), "fine"); err != nil {
+	if _, err := p.launch(t.Context(), "fine", ""); err != nil {
 		t.Fatal(err)
 	}
 	if got := strings.Join(order, " "); got != "prepared confined released" {
@@ -195,7 +198,7 @@ func TestProcessIsConfinedBeforeItReads(t *testing.T) {
 	}
 
 	p.confine = func(*os.Process, asideLimits) (func(), error) { return nil, errors.New("no job") }
-	if _, err := p.launch(t.Context(), "fine"); err == nil || err.Error() != "confining reading fine: no job" {
+	if _, err := p.launch(t.Context(), "fine", ""); err == nil || err.Error() != "confining reading fine: no job" {
 		t.Errorf("a process that cannot be confined is not used: %v", err)
 	}
 }
@@ -209,7 +212,7 @@ type launches struct {
 func (l *launches) aside(keep bool) *aside {
 	return &aside{
 		name: "updates", timeout: time.Hour, keep: keep, now: time.Now, turn: make(chan struct{}, 1),
-		launch: func(ctx context.Context, _ string) ([]byte, error) {
+		launch: func(ctx context.Context, _, _ string) ([]byte, error) {
 			l.count.Add(1)
 			return l.answer(ctx)
 		},
@@ -226,7 +229,7 @@ func TestBrokenReadingRestsLongerEachTime(t *testing.T) {
 		a.timeout = 10 * time.Second
 		var said string
 		for i, rest := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60} {
-			err := a.ask(t.Context(), new(UpdateSearch))
+			err := a.ask(t.Context(), "", new(UpdateSearch))
 			if said == "" {
 				said = err.Error()
 			}
@@ -234,7 +237,7 @@ func TestBrokenReadingRestsLongerEachTime(t *testing.T) {
 				t.Fatalf("run %d: %v; the reason must stay %q", i, err, said)
 			}
 			time.Sleep(rest*time.Minute - time.Second)
-			if err := a.ask(t.Context(), new(UpdateSearch)); err == nil || err.Error() != said {
+			if err := a.ask(t.Context(), "", new(UpdateSearch)); err == nil || err.Error() != said {
 				t.Fatalf("while it rests: %v", err)
 			}
 			if got := int(l.count.Load()); got != i+1 {
@@ -243,7 +246,7 @@ func TestBrokenReadingRestsLongerEachTime(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		l.answer = func(context.Context) ([]byte, error) { return []byte(`{"answer":{}}`), nil }
-		if err := a.ask(t.Context(), new(UpdateSearch)); err != nil || !a.since.IsZero() || a.rest != 0 {
+		if err := a.ask(t.Context(), "", new(UpdateSearch)); err != nil || !a.since.IsZero() || a.rest != 0 {
 			t.Errorf("an answer ends the rest: %v, %+v", err, a)
 		}
 	})
@@ -261,7 +264,7 @@ func TestOneProcessAtATime(t *testing.T) {
 		a := l.aside(false)
 		errs := make(chan error)
 		for range 5 {
-			go func() { errs <- a.ask(t.Context(), new(UpdateSearch)) }()
+			go func() { errs <- a.ask(t.Context(), "", new(UpdateSearch)) }()
 		}
 		for range 5 {
 			if err := <-errs; err != nil {
@@ -291,7 +294,7 @@ func TestAnswerThatComesLate(t *testing.T) {
 			a := l.aside(c.keep)
 			for range 2 {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-				err := a.ask(ctx, new(UpdateSearch))
+				err := a.ask(ctx, "", new(UpdateSearch))
 				cancel()
 				if err == nil || !strings.Contains(err.Error(), "reading updates aside runs since 2000-01-01T00:00:00Z") {
 					t.Fatalf("error is %v", err)
@@ -299,7 +302,7 @@ func TestAnswerThatComesLate(t *testing.T) {
 			}
 			time.Sleep(time.Hour)
 			var got UpdateSearch
-			if err := a.ask(t.Context(), &got); err != nil || got.Code != c.want {
+			if err := a.ask(t.Context(), "", &got); err != nil || got.Code != c.want {
 				t.Errorf("keep %v: answer of run %d (%v), want that of run %d", c.keep, got.Code, err, c.want)
 			}
 		})
@@ -308,8 +311,8 @@ func TestAnswerThatComesLate(t *testing.T) {
 
 func TestEveryReadingAsideHasACapability(t *testing.T) {
 	asked := ""
-	s := newAsides(time.Now, func(_ context.Context, name string) ([]byte, error) {
-		asked = name
+	s := newAsides(time.Now, func(_ context.Context, name, question string) ([]byte, error) {
+		asked = name + question
 		return []byte(`{"error":{"text":"asked"}}`), nil
 	})
 	var w Windows
@@ -319,11 +322,63 @@ func TestEveryReadingAsideHasACapability(t *testing.T) {
 		asideUpdates:   func() error { _, err := w.Updates.Search(t.Context()); return err },
 		asideFirewall:  func() error { _, err := w.Firewall.Profiles(t.Context()); return err },
 		asideAntivirus: func() error { _, err := w.SecurityCenter.Antivirus(t.Context()); return err },
+		asideDialups:   func() error { _, err := w.Dialups.Connections(t.Context()); return err },
+		asideProgram + "C:\\x y.exe": func() error {
+			_, err := w.Programs.Identify(t.Context(), "C:\\x y.exe")
+			return err
+		},
 	} {
 		if err := ask(); err == nil || err.Error() != "asked" || asked != name {
 			t.Errorf("%s asked for %s: %v", name, asked, err)
 		}
 	}
+}
+
+func TestReadingAsideIsToldWhatItIsAbout(t *testing.T) {
+	const question = `C:\Program Files\Größe & Co\x.exe`
+	var answer Program
+	if err := realAside(t, "echoes", time.Minute).ask(t.Context(), question, &answer); err != nil || answer.ProductName != question {
+		t.Errorf("%q, %v", answer.ProductName, err)
+	}
+}
+
+func TestAQuestionIsOneLine(t *testing.T) {
+	s := newAsides(time.Now, func(context.Context, string, string) ([]byte, error) {
+		t.Error("it was asked")
+		return nil, nil
+	})
+	for _, question := range []string{"a\nb", "a\r", strings.Repeat("x", maxQuestion)} {
+		if _, err := (programsAside{s}).Identify(t.Context(), question); err == nil {
+			t.Errorf("%.10q was answered", question)
+		}
+	}
+}
+
+// An answer that came late is about something else: nothing of it is left in
+// the next one.
+func TestALateAnswerLeavesNothingInTheNextOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answers := map[string]string{
+			"first":  `{"answer":{"publisher":"Somebody","product_name":"A"}}`,
+			"second": `{"answer":{"product_name":"B"}}`,
+		}
+		a := &aside{
+			name: asideProgram, timeout: time.Hour, now: time.Now, turn: make(chan struct{}, 1),
+			launch: func(_ context.Context, _, question string) ([]byte, error) {
+				time.Sleep(time.Minute)
+				return []byte(answers[question]), nil
+			},
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := a.ask(ctx, "first", new(Program)); err == nil {
+			t.Fatal("it was not late")
+		}
+		var got Program
+		if err := a.ask(t.Context(), "second", &got); err != nil || got != (Program{ProductName: "B"}) {
+			t.Errorf("%+v, %v", got, err)
+		}
+	})
 }
 
 func FuzzDecodeAside(f *testing.F) {
