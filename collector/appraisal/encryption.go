@@ -36,7 +36,7 @@ const (
 // decided says whether a state is known to be encrypted or known not to be.
 func (s encryptionState) decided() bool {
 	switch s {
-	case stateInProgress, stateUnverified, stateUnread:
+	case stateInProgress, stateUnverified, stateUnread, stateLocked, stateHardware, stateNoBitLocker:
 		return false
 	}
 	return true
@@ -80,15 +80,29 @@ func isEncrypted(v *posturev1.Volume) (bool, error) {
 	e := encryptionOf(v)
 	if !e.state.decided() {
 		return false, cannotTell(
-			fmt.Sprintf("Die Verschlüsselung von %s ist nicht feststellbar: %s.", volumeName(v, "de"), e.reason),
+			fmt.Sprintf("Die Verschlüsselung von %s ist nicht feststellbar: %s.", volumeName(v, "de"), germanReason(v, e)),
 			fmt.Sprintf("The encryption of the %s is unknown: %s.", volumeName(v, "en"), e.reason))
 	}
 	return e.state == stateEncrypted, nil
 }
 
-// encryptionOf judges a volume by its worst path: one plain member of a volume
-// group is enough to read from.
+// encryptionOf judges a volume by its ways to the hardware and by what
+// BitLocker says of it, whichever is worse. Of two that are as bad, BitLocker
+// says it more exactly.
 func encryptionOf(v *posturev1.Volume) encryption {
+	ways := wayEncryption(v)
+	if v.GetBitlocker() == nil {
+		return ways
+	}
+	if b := bitLockerEncryption(v.GetBitlocker()); severity(b.state) >= severity(ways.state) {
+		return b
+	}
+	return ways
+}
+
+// wayEncryption judges a volume by its worst path: one plain member of a volume
+// group is enough to read from.
+func wayEncryption(v *posturev1.Volume) encryption {
 	switch r := v.GetReading(); r.GetState() {
 	case posturev1.ReadingState_READING_STATE_OBSERVED:
 	case posturev1.ReadingState_READING_STATE_UNSPECIFIED:
@@ -209,7 +223,7 @@ func unencrypted(vs *posturev1.Volumes, lang string) (string, error) {
 		if !isFixed(v) || !e.state.decided() || e.state == stateEncrypted {
 			continue
 		}
-		if name := volumeName(v, lang) + stateNote(e.state, lang); !slices.Contains(names, name) {
+		if name := volumeName(v, lang) + stateNote(v, e.state, lang); !slices.Contains(names, name) {
 			names = append(names, name)
 		}
 	}
@@ -240,9 +254,14 @@ func volumeName(v *posturev1.Volume, lang string) string {
 }
 
 // stateNote says why a volume that looks encrypted is not.
-func stateNote(s encryptionState, lang string) string {
+func stateNote(v *posturev1.Volume, s encryptionState, lang string) string {
 	var de, en string
 	switch s {
+	case stateSuspended:
+		return suspension(v, lang)
+	case stateWaiting:
+		de, en = " (verschlüsselt, aber BitLocker ist noch nicht eingerichtet: der Schlüssel liegt offen daneben)",
+			" (encrypted, but BitLocker is not set up yet: its key lies beside it in clear)"
 	case stateNullCipher:
 		de, en = " (verschlüsselt mit leerem Verfahren)", " (with the null cipher)"
 	case stateIntegrityOnly:

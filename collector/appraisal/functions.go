@@ -128,6 +128,7 @@ func functions(adapter types.Adapter) []cel.EnvOption {
 		member("encrypted", "volume_encrypted", sig(volume), cel.BoolType, of(isEncrypted, boolean)),
 		global("encryption_state", "encryption_state_volume", sig(volume), cel.StringType,
 			of(func(v *posturev1.Volume) (string, error) { return string(encryptionOf(v).state), nil }, text)),
+		member("weakest_protector", "volume_weakest_protector", sig(volume), cel.StringType, of(weakestProtector, text)),
 		member("unencrypted", "volumes_unencrypted", sig(volumes, cel.StringType), cel.StringType, of2(unencrypted, stringOf, text)),
 
 		global("days_pending", "days_pending_update", sig(update, cel.TimestampType), cel.IntType, of2(daysPending, timeOf, whole)),

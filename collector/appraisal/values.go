@@ -181,6 +181,7 @@ func volumeSummary(v *posturev1.Volume) string {
 	b.WriteString(v.GetFilesystem())
 	b.WriteString(": ")
 	b.WriteString(string(encryptionOf(v).state))
+	b.WriteString(bitLockerNote(v))
 	for i, p := range v.GetPaths() {
 		b.WriteString([]string{", ", " | "}[min(i, 1)])
 		for j, l := range p.GetLayers() {
