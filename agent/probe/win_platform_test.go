@@ -18,7 +18,7 @@ func (k runningKernel) Running() (major, minor, build uint32, err error) {
 	return 10, 0, k.build, k.err
 }
 
-func release(build string, ubr int, more keys) keys {
+func registeredRelease(build string, ubr int, more keys) keys {
 	return merged(keys{
 		currentVersionKey + `\CurrentBuild`: build, currentVersionKey + `\CurrentBuildNumber`: build,
 		currentVersionKey + `\UBR`: ubr, currentVersionKey + `\DisplayVersion`: "24H2",
@@ -34,7 +34,7 @@ func windowsPlatform(t *testing.T, r keys, kernel runningKernel) *posturev1.Plat
 }
 
 func TestReleaseOfWindows(t *testing.T) {
-	p := windowsPlatform(t, release("26100", 4061, nil), runningKernel{build: 26100})
+	p := windowsPlatform(t, registeredRelease("26100", 4061, nil), runningKernel{build: 26100})
 	if p.GetWindows().GetBuild() != 26100 || p.GetWindows().GetUbr() != 4061 || p.GetKernelRelease() != "10.0.26100.4061" ||
 		p.GetVersion() != "24H2" || p.GetEdition() != "Enterprise" || p.GetWindows().GetInstallationType() != "Client" ||
 		p.GetDistribution() != "windows" || p.GetAgentVersion() != "1.2.3" || len(p.GetContradictions()) != 0 {
@@ -43,11 +43,11 @@ func TestReleaseOfWindows(t *testing.T) {
 }
 
 func TestBuildThatTheKernelDeniesIsAContradiction(t *testing.T) {
-	p := windowsPlatform(t, release("26100", 4061, nil), runningKernel{build: 19045})
+	p := windowsPlatform(t, registeredRelease("26100", 4061, nil), runningKernel{build: 19045})
 	if len(p.GetContradictions()) != 1 || p.GetContradictions()[0].GetSaysB() != "19045" {
 		t.Errorf("contradictions: %v", p.GetContradictions())
 	}
-	p = windowsPlatform(t, release("26100", 4061, keys{currentVersionKey + `\CurrentBuildNumber`: "22631"}), runningKernel{build: 26100})
+	p = windowsPlatform(t, registeredRelease("26100", 4061, keys{currentVersionKey + `\CurrentBuildNumber`: "22631"}), runningKernel{build: 26100})
 	if len(p.GetContradictions()) != 1 || p.GetContradictions()[0].GetSaysB() != "22631" {
 		t.Errorf("contradictions: %v", p.GetContradictions())
 	}
@@ -58,13 +58,13 @@ func TestReleaseThatCannotBeReadFails(t *testing.T) {
 		registry keys
 		kernel   runningKernel
 	}{
-		"no build":        {release("26100", 4061, keys{currentVersionKey + `\CurrentBuild`: nil}), runningKernel{build: 26100}},
-		"no number":       {release("26100", 4061, keys{currentVersionKey + `\CurrentBuild`: "new"}), runningKernel{build: 26100}},
-		"zero":            {release("0", 4061, nil), runningKernel{build: 26100}},
-		"too large":       {release("99999999999", 4061, nil), runningKernel{build: 26100}},
-		"no revision":     {release("26100", 4061, keys{currentVersionKey + `\UBR`: nil}), runningKernel{build: 26100}},
-		"revision denied": {release("26100", 4061, keys{currentVersionKey + `\UBR`: errors.New("access is denied")}), runningKernel{build: 26100}},
-		"kernel silent":   {release("26100", 4061, nil), runningKernel{err: errors.New("not implemented")}},
+		"no build":        {registeredRelease("26100", 4061, keys{currentVersionKey + `\CurrentBuild`: nil}), runningKernel{build: 26100}},
+		"no number":       {registeredRelease("26100", 4061, keys{currentVersionKey + `\CurrentBuild`: "new"}), runningKernel{build: 26100}},
+		"zero":            {registeredRelease("0", 4061, nil), runningKernel{build: 26100}},
+		"too large":       {registeredRelease("99999999999", 4061, nil), runningKernel{build: 26100}},
+		"no revision":     {registeredRelease("26100", 4061, keys{currentVersionKey + `\UBR`: nil}), runningKernel{build: 26100}},
+		"revision denied": {registeredRelease("26100", 4061, keys{currentVersionKey + `\UBR`: errors.New("access is denied")}), runningKernel{build: 26100}},
+		"kernel silent":   {registeredRelease("26100", 4061, nil), runningKernel{err: errors.New("not implemented")}},
 	} {
 		if r := windowsPlatform(t, c.registry, c.kernel).GetReading(); r.GetState() != posturev1.ReadingState_READING_STATE_FAILED {
 			t.Errorf("%s: %v", name, r)
@@ -90,7 +90,7 @@ func TestWhoTakesHotpatches(t *testing.T) {
 		"policy cannot be read":     {"26100", keys{policy: errors.New("access is denied")}, unknown},
 		"kind of Windows not known": {"26100", keys{currentVersionKey + `\InstallationType`: nil}, unknown},
 	} {
-		if got := windowsPlatform(t, release(c.build, 1, c.more), runningKernel{build: 26100}).GetWindows().GetHotpatch(); got != c.want {
+		if got := windowsPlatform(t, registeredRelease(c.build, 1, c.more), runningKernel{build: 26100}).GetWindows().GetHotpatch(); got != c.want {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}
