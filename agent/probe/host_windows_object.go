@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"time"
 
 	"github.com/go-ole/go-ole"
@@ -24,11 +25,13 @@ const (
 // used by no other (go-ole#135). It does not return while the reading hangs;
 // the process is then ended from outside.
 func inCOM[T any](read func() (T, error)) (answer T, err error) {
-	err = withCOM(func() error {
-		answer, err = read()
-		return err
-	})
-	return answer, err
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := ole.CoInitializeEx(0, ole.COINIT_MULTITHREADED); err != nil && comResult(err) != sFalse { // started before
+		return answer, &comError{"starting COM", comResult(err)}
+	}
+	defer ole.CoUninitialize()
+	return read()
 }
 
 // comResult is the HRESULT of an error of go-ole.
@@ -108,8 +111,8 @@ func (o object) text(name string) (string, error) {
 	}
 }
 
-func (o object) flag(name string) (bool, error) {
-	v, err := o.get(name)
+func (o object) flag(name string, arguments ...any) (bool, error) {
+	v, err := o.get(name, arguments...)
 	if err != nil {
 		return false, err
 	}
@@ -120,8 +123,8 @@ func (o object) flag(name string) (bool, error) {
 	return b, nil
 }
 
-func (o object) number(name string) (int32, error) {
-	v, err := o.get(name)
+func (o object) number(name string, arguments ...any) (int32, error) {
+	v, err := o.get(name, arguments...)
 	if err != nil {
 		return 0, err
 	}

@@ -5,12 +5,11 @@ package probe
 import (
 	"context"
 	"errors"
-	"fmt"
+	"maps"
 	"syscall"
 	"unsafe"
 
 	"github.com/go-ole/go-ole"
-	"github.com/go-ole/go-ole/oleutil"
 	"golang.org/x/sys/windows"
 )
 
@@ -22,24 +21,24 @@ const moduleNotFound = 0x8007007E
 
 // readAntivirus runs in a process of its own. Servers answer with codes of
 // errors: they have no Security Center.
-func readAntivirus(context.Context) (answer SecurityAnswer, err error) {
-	answer.HealthResult, answer.Health = securityHealth(wscAntivirus)
-	err = withCOM(func() error {
-		var err error
+func readAntivirus(context.Context) (SecurityAnswer, error) {
+	return inCOM(func() (answer SecurityAnswer, err error) {
+		answer.HealthResult, answer.Health = securityHealth(wscAntivirus)
 		answer.Products, err = securityProducts()
-		answer.ListResult = hresult(err)
+		if err != nil {
+			answer.ListResult = comResult(err)
+		}
 		words, err := productWords()
 		if err != nil { // the interface's answer stands alone then
-			return nil
+			return answer, nil
 		}
 		for i, p := range answer.Products {
 			if word, ok := words[p.Name]; ok {
 				answer.Products[i].ProductState = &word
 			}
 		}
-		return nil
+		return answer, nil
 	})
-	return answer, err
 }
 
 func securityHealth(provider uint32) (result, health uint32) {
@@ -129,48 +128,29 @@ func method(object *ole.IUnknown, place int, arguments ...uintptr) error {
 // stands for several products with different words is left out: which is meant
 // cannot be told.
 func productWords() (map[string]uint32, error) {
-	locator, err := oleutil.CreateObject("WbemScripting.SWbemLocator")
+	service, err := connectWMI(`root\SecurityCenter2`)
 	if err != nil {
-		return nil, fmt.Errorf("opening WMI: %w", err)
+		return nil, err
 	}
-	defer locator.Release()
-	dispatch, err := locator.QueryInterface(ole.IID_IDispatch)
+	rows, err := asObject(service.invoke("ExecQuery", "SELECT displayName, productState FROM AntiVirusProduct"))
 	if err != nil {
-		return nil, fmt.Errorf("opening WMI: %w", err)
+		return nil, err
 	}
-	defer dispatch.Release()
-	service, err := oleutil.CallMethod(dispatch, "ConnectServer", ".", `root\SecurityCenter2`)
-	if err != nil {
-		return nil, fmt.Errorf("connecting to WMI: %w", err)
-	}
-	defer service.Clear()
-	rows, err := oleutil.CallMethod(service.ToIDispatch(), "ExecQuery", "SELECT displayName, productState FROM AntiVirusProduct")
-	if err != nil {
-		return nil, fmt.Errorf("asking WMI: %w", err)
-	}
-	defer rows.Clear()
 	words, twice := map[string]uint32{}, map[string]bool{}
-	err = oleutil.ForEach(rows.ToIDispatch(), func(v *ole.VARIANT) error {
-		row := v.ToIDispatch()
-		defer row.Release()
-		name, err := oleutil.GetProperty(row, "displayName")
+	err = rows.enumerate(func(row object) error {
+		name, err := row.text("displayName")
 		if err != nil {
 			return err
 		}
-		defer name.Clear()
-		word, err := comNumber(row, "productState")
+		word, err := row.number("productState")
 		if err != nil {
 			return err
 		}
-		key := name.ToString()
-		if before, ok := words[key]; ok && before != uint32(word) {
-			twice[key] = true
-		}
-		words[key] = uint32(word)
+		before, known := words[name]
+		twice[name] = known && before != uint32(word) || twice[name]
+		words[name] = uint32(word)
 		return nil
 	})
-	for name := range twice {
-		delete(words, name)
-	}
+	maps.DeleteFunc(words, func(name string, _ uint32) bool { return twice[name] })
 	return words, err
 }
