@@ -16,6 +16,7 @@ import (
 
 	"pfoertner/agent/identity"
 	"pfoertner/agent/probe"
+	"pfoertner/agent/service"
 	"pfoertner/agent/status"
 	"pfoertner/internal/posture"
 )
@@ -29,7 +30,7 @@ func readToken(name string) (string, error) {
 	if name != "-" {
 		f, err := os.Open(name)
 		if errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Errorf("no token: %s is not there", name)
+			return "", fmt.Errorf("%w: %s is not there", identity.ErrNoToken, name)
 		}
 		if err != nil {
 			return "", fmt.Errorf("reading token: %w", err)
@@ -43,7 +44,7 @@ func readToken(name string) (string, error) {
 	}
 	token := string(bytes.TrimSpace(b))
 	if token == "" {
-		return "", fmt.Errorf("no token: %s is empty", name)
+		return "", fmt.Errorf("%w: %s is empty", identity.ErrNoToken, name)
 	}
 	return token, nil
 }
@@ -51,7 +52,7 @@ func readToken(name string) (string, error) {
 // enrolment gathers what is needed to enrol.
 func (c config) enrolment() (identity.Enrolment, error) {
 	if c.Collector == "" {
-		return identity.Enrolment{}, errors.New("the collector is not named: set collector")
+		return identity.Enrolment{}, errNoCollector
 	}
 	pin, err := c.pin()
 	if err != nil {
@@ -63,7 +64,7 @@ func (c config) enrolment() (identity.Enrolment, error) {
 	}
 	return identity.Enrolment{
 		Target: c.target(), Pin: pin, Token: token,
-		Machine: identity.ReadMachine(probe.NewHost().Files),
+		Machine: identity.Stated(probe.Machine(probe.NewHost())),
 	}, nil
 }
 
@@ -77,7 +78,7 @@ func newEnrol(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 		if err != nil {
 			return err
 		}
-		state, err := identity.Open(c.StateDir, identity.Software{})
+		state, err := c.openState()
 		if err != nil {
 			return err
 		}
@@ -112,7 +113,9 @@ func newStatus(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 	asJSON := f.Bool("json", false, "print the public file as it is")
 	return func(context.Context) error {
 		c, err := s.load()
-		if err != nil {
+		// Everybody may ask, also those who may not read the file: it matters
+		// only if it names another place for the status.
+		if err != nil && !errors.Is(err, fs.ErrPermission) {
 			return err
 		}
 		words := status.Language(locale(*lang))
@@ -130,10 +133,10 @@ func newStatus(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 	}
 }
 
-// locale is the language that was asked for, or that of the environment
-// (POSIX, locale variables).
+// locale is the language that was asked for, that of the environment (POSIX,
+// locale variables), or of the system.
 func locale(asked string) string {
-	for _, l := range []string{asked, os.Getenv("LC_ALL"), os.Getenv("LC_MESSAGES"), os.Getenv("LANG")} {
+	for _, l := range []string{asked, os.Getenv("LC_ALL"), os.Getenv("LC_MESSAGES"), os.Getenv("LANG"), service.SystemLanguage()} {
 		if l != "" {
 			return l
 		}
@@ -143,13 +146,15 @@ func locale(asked string) string {
 
 // idCard is what `id` prints.
 type idCard struct {
-	Vendor      string    `json:"vendor"`
-	Model       string    `json:"model"`
-	Serial      string    `json:"serial"`
-	Fingerprint string    `json:"key_fingerprint,omitempty"`
-	DeviceID    string    `json:"device_id,omitempty"`
-	Asset       string    `json:"asset_number,omitempty"`
-	Expires     time.Time `json:"certificate_expires_at,omitzero"`
+	Vendor      string `json:"vendor"`
+	Model       string `json:"model"`
+	Serial      string `json:"serial"`
+	Fingerprint string `json:"key_fingerprint,omitempty"`
+	DeviceID    string `json:"device_id,omitempty"`
+	Asset       string `json:"asset_number,omitempty"`
+	// Unit is what the installation was told; the inventory decides.
+	Unit    string    `json:"unit,omitempty"`
+	Expires time.Time `json:"certificate_expires_at,omitzero"`
 	// Problem is why there is no key or no certificate.
 	Problem string `json:"problem,omitempty"`
 }
@@ -165,8 +170,8 @@ func newID(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 		if err != nil {
 			return err
 		}
-		m := identity.ReadMachine(probe.NewHost().Files)
-		card := idCard{Vendor: m.GetVendor(), Model: m.GetModel(), Serial: m.GetSerial()}
+		m := identity.Stated(probe.Machine(probe.NewHost()))
+		card := idCard{Unit: c.Unit, Vendor: m.GetVendor(), Model: m.GetModel(), Serial: m.GetSerial()}
 		if err := card.addKey(c.StateDir); err != nil {
 			card.Problem = err.Error()
 		}
@@ -211,6 +216,7 @@ func (card *idCard) print(out io.Writer) error {
 	line("key fingerprint", card.Fingerprint)
 	line("device", card.DeviceID)
 	line("asset number", card.Asset)
+	line("unit, as installed", card.Unit)
 	if !card.Expires.IsZero() {
 		line("certificate until", card.Expires.Local().Format(time.DateTime))
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed"
 	"errors"
 	"flag"
@@ -24,27 +25,34 @@ import (
 var template []byte
 
 // config is what the agent has to be told. The keys are explained in
-// agent.yaml; flags of the same names overrule the file.
+// agent.yaml. Flags of the same names overrule all of layers.go.
 type config struct {
 	Collector     string `yaml:"collector"`
 	ServerName    string `yaml:"server_name"`
 	CAFile        string `yaml:"ca_file"`
 	CAFingerprint string `yaml:"ca_fingerprint"`
 	TokenFile     string `yaml:"token_file"`
+	Unit          string `yaml:"unit"`
 	StateDir      string `yaml:"state_dir"`
 	StatusFile    string `yaml:"status_file"`
 	LogLevel      string `yaml:"log_level"`
 }
 
+// errNoCollector says that the one thing without a default is missing.
+var errNoCollector = errors.New("the collector is not named: set collector")
+
 // places are the default paths of one operating system.
 type places struct{ config, token, state, status string }
 
+// dataDirectory holds everything on Windows.
+func dataDirectory() string { return filepath.Join(os.Getenv("ProgramData"), "Pfoertner") }
+
 func defaults() places {
 	if runtime.GOOS == "windows" {
-		base := filepath.Join(os.Getenv("ProgramData"), "Pfoertner")
+		base := dataDirectory()
 		return places{
 			config: filepath.Join(base, "agent.yaml"), token: filepath.Join(base, "token"),
-			state: filepath.Join(base, "agent"), status: filepath.Join(base, "status.json"),
+			state: filepath.Join(base, "agent"), status: filepath.Join(base, "public", "status.json"),
 		}
 	}
 	return places{
@@ -53,13 +61,16 @@ func defaults() places {
 	}
 }
 
-// settings are the flags that every command knows.
+// settings are the flags that every command knows, and the layers that this
+// machine has beside the file.
 type settings struct {
-	file  string
-	flags config
+	file   string
+	flags  config
+	layers layers
 }
 
 func (s *settings) register(f *flag.FlagSet) {
+	s.layers = ownLayers()
 	f.StringVar(&s.file, "config", "", "configuration `file` (default "+defaults().config+")")
 	f.StringVar(&s.flags.Collector, "collector", "", "the collector's listener for agents, `host:port`")
 	f.StringVar(&s.flags.ServerName, "server-name", "", "`name` in the collector's certificate, if not the host above")
@@ -71,43 +82,66 @@ func (s *settings) register(f *flag.FlagSet) {
 	f.StringVar(&s.flags.LogLevel, "log-level", "", "debug, info, warn or error")
 }
 
-// load reads the configuration file, which may be absent unless it was named,
-// and puts flags over it and defaults under it.
+// load puts the layers over each other: flags, group policy, the configuration
+// file, what the installation was told, defaults. The file may be absent unless
+// it was named. With an error about the file it returns what the others say.
 func (s *settings) load() (config, error) {
-	name := s.file
-	if name == "" {
-		name = defaults().config
+	file, err := s.read()
+	c := s.over(file).fill()
+	if err != nil {
+		return c, err
 	}
-	content, err := os.ReadFile(name)
+	return c, c.check()
+}
+
+// read reads the configuration file.
+func (s *settings) read() (config, error) {
+	content, err := os.ReadFile(s.name())
 	if err != nil && (s.file != "" || !errors.Is(err, fs.ErrNotExist)) {
 		return config{}, fmt.Errorf("reading configuration: %w", err)
 	}
 	c, err := parseConfig(content)
 	if err != nil {
-		return config{}, fmt.Errorf("%s: %w", name, err)
+		return config{}, fmt.Errorf("%s: %w", s.name(), err)
 	}
+	return c, nil
+}
+
+// name is the configuration file.
+func (s *settings) name() string { return cmp.Or(s.file, defaults().config) }
+
+// over puts the layers around what the file says.
+func (s *settings) over(file config) config {
+	policy, preset := s.layers.policy.config(), s.layers.preset.config()
+	return merged(s.flags, policy, file, preset)
+}
+
+// merged takes every value from the first layer that has it.
+func merged(layers ...config) config {
+	var c config
+	for _, layer := range layers {
+		values := layer.values()
+		for i, v := range c.values() {
+			if *v == "" {
+				*v = *values[i]
+			}
+		}
+	}
+	return c
+}
+
+// values are the fields in the order of the struct.
+func (c *config) values() []*string {
+	return []*string{
+		&c.Collector, &c.ServerName, &c.CAFile, &c.CAFingerprint, &c.TokenFile,
+		&c.Unit, &c.StateDir, &c.StatusFile, &c.LogLevel,
+	}
+}
+
+// fill puts the defaults under what is set.
+func (c config) fill() config {
 	d := defaults()
-	for _, v := range []struct {
-		value          *string
-		flag, fallback string
-	}{
-		{&c.Collector, s.flags.Collector, ""},
-		{&c.ServerName, s.flags.ServerName, ""},
-		{&c.CAFile, s.flags.CAFile, ""},
-		{&c.CAFingerprint, s.flags.CAFingerprint, ""},
-		{&c.TokenFile, s.flags.TokenFile, d.token},
-		{&c.StateDir, s.flags.StateDir, d.state},
-		{&c.StatusFile, s.flags.StatusFile, d.status},
-		{&c.LogLevel, s.flags.LogLevel, "info"},
-	} {
-		if v.flag != "" {
-			*v.value = v.flag
-		}
-		if *v.value == "" {
-			*v.value = v.fallback
-		}
-	}
-	return c, c.check()
+	return merged(c, config{TokenFile: d.token, StateDir: d.state, StatusFile: d.status, LogLevel: "info"})
 }
 
 // parseConfig reads a configuration file. Nothing at all is a valid one.
@@ -152,6 +186,9 @@ func (c config) level() (slog.Level, error) {
 func (c config) target() uplink.Target {
 	return uplink.Target{Address: c.Collector, ServerName: c.ServerName, Version: version}
 }
+
+// notices is where the service remembers which notices were shown today.
+func (c config) notices() string { return filepath.Join(c.StateDir, "notices.json") }
 
 // ledger is where the service remembers since when updates are pending.
 func (c config) ledger() string { return filepath.Join(c.StateDir, "updates.json") }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -15,17 +16,29 @@ import (
 const (
 	maxBinaryBytes   = 16 << 20
 	maxResidentBytes = 20 << 20
+	maxStart         = 3 * time.Second
 )
 
-// The real program, built as it is shipped, reports this machine's real posture
-// to a collector that answers.
-func TestAgentStaysSmall(t *testing.T) {
-	binary := filepath.Join(t.TempDir(), "pfoertner-agent")
+// shipped builds the program as it is shipped, where everybody may run it.
+func shipped(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(dir, "pfoertner-agent")
 	build := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-ldflags", "-s -w", "-o", binary, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building: %v\n%s", err, out)
 	}
+	return binary
+}
+
+// The real program, built as it is shipped, reports this machine's real posture
+// to a collector that answers.
+func TestAgentStaysSmall(t *testing.T) {
+	binary := shipped(t)
 	info, err := os.Stat(binary)
 	if err != nil {
 		t.Fatal(err)
@@ -39,6 +52,7 @@ func TestAgentStaysSmall(t *testing.T) {
 	p.write("token", "t-1")
 	agent := exec.Command(binary, "run", "--config", p.path("agent.yaml"))
 	agent.Stdout, agent.Stderr = t.Output(), t.Output()
+	began := time.Now()
 	if err := agent.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +64,14 @@ func TestAgentStaysSmall(t *testing.T) {
 	})
 	s := c.Next(t)
 	s.Welcome(t, time.Second)
-	for range 10 {
+	first := s.Report(t)
+	took := time.Since(began)
+	t.Logf("from the start, with an enrolment, to the first evidence: %v", took.Round(time.Millisecond))
+	if took > maxStart {
+		t.Errorf("the first evidence came %v after the start, at most %v are allowed", took, maxStart)
+	}
+	s.Acknowledge(t, first)
+	for range 9 {
 		s.Acknowledge(t, s.Report(t))
 	}
 	resident, peak := memory(t, agent.Process.Pid)
@@ -82,4 +103,29 @@ func memory(t *testing.T, pid int) (resident, peak int64) {
 		return kb << 10
 	}
 	return value("VmRSS"), value("VmHWM")
+}
+
+// Whoever sits at the notebook may ask how it stands, also where the
+// configuration and the state are root's alone.
+func TestStatusIsForEverybody(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("NOT RUN: acting as another user needs root")
+	}
+	binary := shipped(t)
+	dir := t.TempDir()
+	config, shown := filepath.Join(dir, "agent.yaml"), filepath.Join(dir, "status.json")
+	write := func(name, content string, mode os.FileMode) {
+		if err := os.WriteFile(name, []byte(content), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(config, "collector: a:1", 0o600)
+	write(shown, `{"connection":"not_enrolled","obstacle":"no_token"}`, 0o644)
+	status := exec.Command(binary, "status", "--config", config, "--status-file", shown, "--lang", "en")
+	status.Dir = "/"
+	status.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := status.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "token for the enrolment is missing") {
+		t.Errorf("%v: %s", err, out)
+	}
 }

@@ -17,6 +17,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"pfoertner/agent/notice"
 	"pfoertner/agent/probe"
 )
 
@@ -43,11 +44,14 @@ const usage = `pfoertner-agent reports the posture of this service notebook to t
   run        report until stopped; this is what the service does
   install    register the service with the system and start it
   uninstall  stop the service and remove it; key and certificate stay
+  purge      remove key, certificate and all that the service has stored
   enrol      make this notebook a device, with its one-time token
   status     admitted or not, why, and what to do (any user)
   evidence   print exactly what is sent (any user; as root more can be read)
   id         print machine identity and key fingerprint
   version    print the version
+
+  prepare-image  see that no key gets into an image of this machine
 
 pfoertner-agent COMMAND -h explains a command's flags.
 `
@@ -58,12 +62,17 @@ func run(args []string, out, errOut io.Writer) error {
 		fmt.Fprint(errOut, usage)
 		return errUsage
 	}
-	if args[0] == probe.AsideCommand {
+	// What the service starts of itself; people have no use for it.
+	switch args[0] {
+	case probe.AsideCommand:
 		return readAside(args[1:], out, errOut)
+	case notice.Command:
+		return notice.Deliver(context.Background(), os.Stdin)
 	}
 	// Each registers its flags and returns what to do once they are parsed.
 	commands := map[string]func(*flag.FlagSet, io.Writer) func(context.Context) error{
-		"run": newRun, "install": newInstall, "uninstall": newUninstall, "enrol": newEnrol,
+		"run": newRun, "install": newInstall, "uninstall": newUninstall, "purge": newPurge,
+		"enrol": newEnrol, "prepare-image": newPrepareImage,
 		"status": newStatus, "evidence": newEvidence, "id": newID, "version": newVersion,
 	}
 	build, ok := commands[args[0]]

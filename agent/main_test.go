@@ -153,21 +153,6 @@ func TestRunWithABrokenIdentityEndsWithAClearError(t *testing.T) {
 	}
 }
 
-func TestServiceStopsWhenItsManagerSaysSo(t *testing.T) {
-	c := issuing(t)
-	p := &program{ended: make(chan struct{}), config: config{
-		Collector: c.Target().Address, CAFile: c.Servers.File(t), LogLevel: "error",
-		TokenFile: filepath.Join(t.TempDir(), "none"), StateDir: filepath.Join(t.TempDir(), "state"),
-		StatusFile: filepath.Join(t.TempDir(), "status.json"),
-	}}
-	if err := p.Start(nil); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Stop(nil); err != nil || p.err != nil {
-		t.Errorf("stopped with %v, ended with %v", err, p.err)
-	}
-}
-
 func TestStatusInBothLanguagesAndBeforeTheService(t *testing.T) {
 	p := newPlace(t, "")
 	if _, err := p.run("status", "--lang", "de"); err == nil || !strings.Contains(err.Error(), "Starten Sie") {

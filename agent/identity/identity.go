@@ -5,8 +5,9 @@
 // read, and is replaced in one step: key and certificate never drift apart. A
 // file that cannot be read is an error that a person has to look at; it is
 // never mended by enrolling again, because a second identity for one notebook
-// is what an attacker would want. The private key never leaves this package
-// but as a crypto.Signer.
+// is what an attacker would want. An identity that came here from another
+// machine, with an image or a backup, is not this notebook's: it is set aside.
+// The private key never leaves this package but as a crypto.Signer.
 package identity
 
 import (
@@ -63,6 +64,10 @@ func (id *Identity) ServerPool() *x509.CertPool {
 
 // ErrNotEnrolled is returned where a certificate is needed and none was issued.
 var ErrNotEnrolled = errors.New("not enrolled")
+
+// ErrNoToken is wrapped where a notebook cannot even try to enrol, because
+// nobody has given it a token.
+var ErrNoToken = errors.New("no token")
 
 // ErrExpired is the error of Certificate when it has expired by the notebook's
 // clock.

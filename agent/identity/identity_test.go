@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/fstest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -392,15 +391,5 @@ func TestObtainEndsWithItsContext(t *testing.T) {
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("ended with %v", err)
-	}
-}
-
-func TestMachineComesFromFirmware(t *testing.T) {
-	m := identity.ReadMachine(fstest.MapFS{
-		"sys/class/dmi/id/sys_vendor":   {Data: []byte("LENOVO\n")},
-		"sys/class/dmi/id/product_name": {Data: []byte("21HES\xff00\n")},
-	})
-	if m.GetVendor() != "LENOVO" || m.GetModel() != "21HES00" || m.GetSerial() != "" {
-		t.Errorf("read %v", m)
 	}
 }

@@ -34,6 +34,8 @@ var ErrBroken = errors.New("identity file is broken")
 type State struct {
 	path string
 	keys Keys
+	// machine is what Save remembers of this machine; nil: nothing.
+	machine *binding
 }
 
 // Open opens the state directory, making it with mode 0700 when it is not
@@ -115,6 +117,10 @@ func (s *State) Save(id *Identity) error {
 	// What could not be read back is never written.
 	if _, err := parse(content, s.keys); err != nil {
 		return fmt.Errorf("storing identity: %w", err)
+	}
+	// First the machine: no identity is ever there without it.
+	if err := s.saveBinding(); err != nil {
+		return err
 	}
 	if err := durable.WriteFile(s.path, content, 0o600); err != nil {
 		return fmt.Errorf("storing identity: %w", err)

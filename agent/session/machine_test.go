@@ -120,6 +120,7 @@ func (m *machine) reads(section string) int {
 type board struct {
 	mu          sync.Mutex
 	connections []status.Connection
+	obstacles   []status.Obstacle
 	contacts    int
 	results     []*posturev1.Result
 	changed     chan struct{}
@@ -136,6 +137,10 @@ func (b *board) update(change func()) {
 
 func (b *board) Connection(c status.Connection) {
 	b.update(func() { b.connections = append(b.connections, c) })
+}
+
+func (b *board) NotEnrolled(o status.Obstacle) {
+	b.update(func() { b.connections, b.obstacles = append(b.connections, status.NotEnrolled), append(b.obstacles, o) })
 }
 
 func (b *board) Waiting(string) { b.Connection(status.Pending) }

@@ -37,6 +37,8 @@ func (s *stream) handle(m *agentv1.ConnectResponse) error {
 		return s.proveRenewal(m.RenewalChallenge)
 	case *agentv1.ConnectResponse_Issued:
 		return s.completeRenewal(m.Issued)
+	case *agentv1.ConnectResponse_VpnCatalogue:
+		s.catalogued(m.VpnCatalogue)
 	case *agentv1.ConnectResponse_Resync:
 		return s.resync(m.Resync)
 	}
@@ -63,6 +65,14 @@ func (s *stream) pace(d *durationpb.Duration) {
 	if d.IsValid() && d.AsDuration() > 0 {
 		s.interval = d.AsDuration()
 		s.readings.every(s.interval)
+	}
+}
+
+// catalogued takes a catalogue of VPN clients. One that is refused changes
+// nothing, here or on the stream: that it is wrong is the signer's mistake.
+func (s *stream) catalogued(c *agentv1.VpnCatalogue) {
+	if s.catalogue != nil && s.catalogue.receive(c.GetSignedFile(), s.id.ServerPool(), time.Now()) {
+		s.readings.request("vpn")
 	}
 }
 

@@ -15,8 +15,10 @@ package session
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -53,13 +55,15 @@ type Board interface {
 	Connection(status.Connection)
 	// Waiting says that persons have to approve the key with this fingerprint.
 	Waiting(fingerprint string)
+	// NotEnrolled says that there is no certificate yet, and why.
+	NotEnrolled(status.Obstacle)
 	// Acknowledged is told when the collector has stored a report.
 	Acknowledged(at time.Time)
 	// Judged is told every result.
 	Judged(*posturev1.Result)
 }
 
-// Options of Run. All but Enrolment and Watcher have to be set.
+// Options of Run. All but Enrolment, Watcher and VPNCatalogue have to be set.
 type Options struct {
 	Target uplink.Target
 	State  *identity.State
@@ -70,8 +74,11 @@ type Options struct {
 	// Watcher may be nil: then only time and the collector make the agent
 	// collect.
 	Watcher Watcher
-	Board   Board
-	Log     *slog.Logger
+	// VPNCatalogue is told of the collector's catalogue of VPN clients; nil:
+	// there is no use for one.
+	VPNCatalogue VPNCatalogue
+	Board        Board
+	Log          *slog.Logger
 }
 
 const (
@@ -87,6 +94,8 @@ const (
 type agent struct {
 	Options
 	readings *readings
+	// catalogue is nil when there is no use for one.
+	catalogue *catalogueKeeper
 	// network is told when links or routes may have changed.
 	network        chan struct{}
 	hurry          *rate.Limiter
@@ -122,11 +131,30 @@ func (w waiting) NotYet(err error) {
 		w.board.Waiting(p.Fingerprint)
 		return
 	}
-	w.board.Connection(status.NotEnrolled)
+	w.board.NotEnrolled(obstacle(err))
+}
+
+// obstacle is what an error of an attempt to enrol means to people.
+func obstacle(err error) status.Obstacle {
+	var network *net.OpError
+	var unknown *tls.CertificateVerificationError
+	code := grpcstatus.Code(err)
+	switch {
+	case errors.Is(err, identity.ErrNoToken):
+		return status.NoToken
+	// gRPC passes on as text only why a handshake ended.
+	case errors.Is(err, uplink.ErrPin), errors.As(err, &unknown), strings.Contains(err.Error(), "failed to verify certificate"):
+		return status.WrongAuthority
+	case code == codes.PermissionDenied, code == codes.Unauthenticated:
+		return status.TokenRefused
+	case code == codes.Unavailable, code == codes.DeadlineExceeded, errors.As(err, &network), errors.Is(err, context.DeadlineExceeded):
+		return status.NotReached
+	}
+	return ""
 }
 
 func newAgent(o Options) *agent {
-	return &agent{
+	a := &agent{
 		Options:  o,
 		readings: newReadings(o.Collector, o.Log),
 		network:  make(chan struct{}, 1),
@@ -136,6 +164,10 @@ func newAgent(o Options) *agent {
 		patience: answerTimeout,
 		moved:    uplink.Path.Moved,
 	}
+	if o.VPNCatalogue != nil {
+		a.catalogue = newCatalogueKeeper(o.State, o.VPNCatalogue, o.Log)
+	}
+	return a
 }
 
 func (a *agent) run(ctx context.Context) error {
@@ -143,11 +175,28 @@ func (a *agent) run(ctx context.Context) error {
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	defer cancel()
+	a.restoreCatalogue()
 	parts.Go(func() { a.readings.run(ctx) })
 	if a.Watcher != nil {
 		parts.Go(func() { a.watch(ctx) })
 	}
 	return a.connect(ctx)
+}
+
+// restoreCatalogue makes use of the catalogue that was in force before, so that
+// the first evidence knows it already. One that no longer holds up is not used;
+// the collector sends it again.
+func (a *agent) restoreCatalogue() {
+	if a.catalogue == nil {
+		return
+	}
+	id, err := a.State.Load()
+	if err != nil {
+		return // connecting needs it too, and says so
+	}
+	if err := a.catalogue.restore(id.ServerPool(), time.Now()); err != nil {
+		a.Log.Warn("the kept VPN catalogue is not used", "error", err)
+	}
 }
 
 // watch passes on what the Watcher notices. Without it the agent would still

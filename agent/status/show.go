@@ -57,16 +57,34 @@ func (p *page) connection(s Summary) {
 	blocks := map[Connection]block{
 		Refused: p.words.refused, Expired: p.words.expired,
 		NotEnrolled: p.words.notEnrolled, Pending: p.words.pending,
+		NotConfigured: p.words.notConfigured, Broken: p.words.broken,
 	}
 	b, ok := blocks[s.Connection]
 	if !ok {
 		return
 	}
-	key := ""
+	key, copied := "", ""
 	if s.Fingerprint != "" {
 		key = fmt.Sprintf(p.words.fingerprint, s.Fingerprint)
 	}
-	p.heading(b.title, b.text, key)
+	if s.Copied {
+		copied = p.words.copied
+	}
+	p.heading(b.title, b.text, copied, p.obstacle(s.Obstacle), key)
+}
+
+func (p *page) obstacle(o Obstacle) string {
+	switch o {
+	case NoToken:
+		return p.words.noToken
+	case TokenRefused:
+		return p.words.tokenRefused
+	case NotReached:
+		return p.words.notReached
+	case WrongAuthority:
+		return p.words.wrongAuthority
+	}
+	return ""
 }
 
 // judgement says what the verdict is, then what refuses access, then what else

@@ -37,6 +37,26 @@ const (
 	NotEnrolled Connection = "not_enrolled"
 	// Pending: persons have to approve this notebook first.
 	Pending Connection = "pending"
+	// NotConfigured: nobody has named a collector yet.
+	NotConfigured Connection = "not_configured"
+	// Broken: the service cannot work on this notebook until somebody mends it.
+	Broken Connection = "broken"
+)
+
+// Obstacle is what keeps a notebook from being enrolled, as far as it knows.
+// The zero value is none of those named.
+type Obstacle string
+
+// The obstacles to enrolment. The service keeps trying whatever it is.
+const (
+	// NoToken: there is no one-time token.
+	NoToken Obstacle = "no_token"
+	// TokenRefused: the collector does not take token and notebook together.
+	TokenRefused Obstacle = "refused"
+	// NotReached: no connection to the collector.
+	NotReached Obstacle = "unreachable"
+	// WrongAuthority: whoever answers is not the collector that was named.
+	WrongAuthority Obstacle = "wrong_authority"
 )
 
 // Summary is the public file.
@@ -44,6 +64,11 @@ type Summary struct {
 	Connection Connection `json:"connection"`
 	// Fingerprint is the key that waits for approval; empty unless Pending.
 	Fingerprint string `json:"fingerprint,omitempty"`
+	// Obstacle is why NotEnrolled.
+	Obstacle Obstacle `json:"obstacle,omitempty"`
+	// Copied: key and certificate of another machine were found here and set
+	// aside, and this one is not enrolled yet.
+	Copied bool `json:"copied,omitempty"`
 	// LastContact is when the collector last stored a report; zero: never.
 	LastContact time.Time `json:"last_contact,omitzero"`
 	// Judgement is nil before the first result.
@@ -129,19 +154,33 @@ func NewBoard(path string, log *slog.Logger) *Board {
 	b := &Board{path: path, log: log}
 	if earlier, err := Read(path); err == nil {
 		b.now = earlier
-		b.now.Connection, b.now.Fingerprint = Unreachable, ""
+		b.now.Connection, b.now.Fingerprint, b.now.Obstacle = Unreachable, "", ""
 	}
 	return b
 }
 
 // Connection is how the way to the collector is from now on.
 func (b *Board) Connection(c Connection) {
-	b.update(func(s *Summary) { s.Connection, s.Fingerprint = c, "" })
+	b.update(func(s *Summary) {
+		s.Connection, s.Fingerprint, s.Obstacle = c, "", ""
+		s.Copied = s.Copied && c != Online
+	})
+}
+
+// NotEnrolled says that there is no certificate yet, and why.
+func (b *Board) NotEnrolled(o Obstacle) {
+	b.update(func(s *Summary) { s.Connection, s.Fingerprint, s.Obstacle = NotEnrolled, "", o })
+}
+
+// Copied says that an identity of another machine was found and set aside. What
+// was known of that machine is not shown any more.
+func (b *Board) Copied() {
+	b.update(func(s *Summary) { *s = Summary{Connection: NotEnrolled, Copied: true} })
 }
 
 // Waiting says that persons have to approve the key with this fingerprint.
 func (b *Board) Waiting(fingerprint string) {
-	b.update(func(s *Summary) { s.Connection, s.Fingerprint = Pending, fingerprint })
+	b.update(func(s *Summary) { s.Connection, s.Fingerprint, s.Obstacle = Pending, fingerprint, "" })
 }
 
 // Acknowledged says that the collector has stored a report.

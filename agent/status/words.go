@@ -14,9 +14,13 @@ type Words struct {
 
 	admit, quarantine, deny, ended         block
 	refused, expired, notEnrolled, pending block
+	notConfigured, broken                  block
+
+	copied                                            string
+	noToken, tokenRefused, notReached, wrongAuthority string
 
 	noneTitle, none                               string
-	fingerprint, code                             string
+	fingerprint, code, more                       string
 	unmet, unknown, warning, since, grace, remedy string
 	lastContact, neverReached                     string
 	unreachable, silent                           string
@@ -66,10 +70,21 @@ func german() *Words {
 		pending: block{"Die Aufnahme Ihres Dienst-Notebooks wartet auf Freigabe",
 			"Ihre IT-Stelle prüft die Aufnahme. Sie müssen nichts tun."},
 
+		notConfigured: block{"Ihr Dienst-Notebook ist noch nicht eingerichtet",
+			"Dem Gerät wurde noch nicht mitgeteilt, bei welcher zentralen Stelle es sich melden soll. Bitte wenden Sie sich an Ihre IT-Stelle. Sobald die Angabe vorliegt, arbeitet der Dienst von selbst weiter."},
+		broken: block{"Der Dienst auf Ihrem Dienst-Notebook kann nicht arbeiten",
+			"Der Dienst pfoertner-agent kann seine eigenen Dateien nicht benutzen. Bitte wenden Sie sich an Ihre IT-Stelle."},
+		copied:         "Auf dem Gerät lag die Aufnahme eines anderen Geräts, zum Beispiel aus einem Abbild. Sie wird nicht benutzt: Jedes Gerät braucht seine eigene.",
+		noToken:        "Grund: Das Einmalkennwort für die Aufnahme (Token) fehlt auf dem Gerät.",
+		tokenRefused:   "Grund: Die zentrale Stelle hat die Aufnahme abgelehnt. Das Einmalkennwort (Token) ist verbraucht, abgelaufen oder gehört zu einem anderen Gerät.",
+		notReached:     "Grund: Die zentrale Stelle ist zurzeit nicht erreichbar.",
+		wrongAuthority: "Grund: Die Gegenstelle konnte sich nicht als zentrale Stelle ausweisen.",
+
 		noneTitle:   "Noch keine Entscheidung",
 		none:        "Für Ihr Dienst-Notebook liegt noch keine Bewertung vor.",
 		fingerprint: "Prüfzahl des Geräts: %s",
 		code:        "Hilft das nicht, nennen Sie Ihrer IT-Stelle die Vorgangsnummer %s.",
+		more:        "Weitere Gründe: %d. Alle zeigt der Befehl „pfoertner-agent status“.",
 		unknown:     "Nicht feststellbar ist, ob diese Regel erfüllt ist: „%s“.",
 		unmet:       "Nicht erfüllt ist die Regel „%s“.",
 		warning:     "Hinweis: ",
@@ -106,10 +121,21 @@ func english() *Words {
 		pending: block{"The enrolment of your service notebook waits for approval",
 			"Your IT service is checking it. There is nothing for you to do."},
 
+		notConfigured: block{"Your service notebook is not set up yet",
+			"The device was not told yet which collector to report to. Please ask your IT service. As soon as it is named, the service goes on by itself."},
+		broken: block{"The service on your service notebook cannot work",
+			"The service pfoertner-agent cannot use its own files. Please ask your IT service."},
+		copied:         "The device carried the enrolment of another one, for example from an image. It is not used: every device needs its own.",
+		noToken:        "Reason: the one-time token for the enrolment is missing on the device.",
+		tokenRefused:   "Reason: the collector has refused the enrolment. The one-time token is used up, has expired or belongs to another device.",
+		notReached:     "Reason: the collector cannot be reached at the moment.",
+		wrongAuthority: "Reason: whoever answered could not prove to be the collector.",
+
 		noneTitle:   "No decision yet",
 		none:        "Your service notebook has not been appraised yet.",
 		fingerprint: "Fingerprint of the device: %s",
 		code:        "If that does not help, give your IT service the code %s.",
+		more:        "Further reasons: %d. The command “pfoertner-agent status” shows all of them.",
 		unknown:     "Whether this rule is met could not be told: “%s”.",
 		unmet:       "This rule is not met: “%s”.",
 		warning:     "Note: ",

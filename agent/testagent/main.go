@@ -114,5 +114,5 @@ func (o options) enrolment(files fs.FS) (identity.Enrolment, error) {
 	if sum, err := uplink.ParseFingerprint(o.ca); err == nil {
 		pin = uplink.Pin{Fingerprint: sum}
 	}
-	return identity.Enrolment{Target: o.target(), Pin: pin, Token: o.token, Machine: identity.ReadMachine(files)}, nil
+	return identity.Enrolment{Target: o.target(), Pin: pin, Token: o.token, Machine: identity.Stated(probe.Machine(probe.Host{Files: files}))}, nil
 }

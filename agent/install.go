@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"pfoertner/agent/identity"
+	"pfoertner/agent/service"
+)
+
+// newInstall registers and starts the service. Where there is no configuration
+// yet it writes the documented one; the service waits until it is filled in.
+func newInstall(f *flag.FlagSet, out io.Writer) func(context.Context) error {
+	file := f.String("config", defaults().config, "configuration `file` that the service reads")
+	return func(context.Context) error {
+		name, err := filepath.Abs(*file)
+		if err != nil {
+			return err
+		}
+		if _, err := service.Protect((config{}).fill().directories()); err != nil {
+			return err
+		}
+		fresh, err := placeTemplate(name)
+		if err != nil {
+			return err
+		}
+		if err := service.Install("run", "--config", name); err != nil {
+			return err
+		}
+		if err := service.Start(); err != nil {
+			return fmt.Errorf("installed, but not started: %w", err)
+		}
+		if fresh {
+			fmt.Fprintf(out, "Installed and started. Name the collector in %s: the service waits for it.\n", name)
+			return nil
+		}
+		fmt.Fprintln(out, "Installed and started.")
+		return nil
+	}
+}
+
+// placeTemplate writes the documented configuration unless there is one.
+func placeTemplate(name string) (fresh bool, err error) {
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return false, fmt.Errorf("placing configuration: %w", err)
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("placing configuration: %w", err)
+	}
+	_, err = f.Write(template)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return false, fmt.Errorf("placing configuration: %w", err)
+	}
+	return true, nil
+}
+
+// newUninstall removes the service. Key and certificate stay: this notebook is
+// still a device until the inventory says otherwise. `purge` removes them.
+func newUninstall(_ *flag.FlagSet, out io.Writer) func(context.Context) error {
+	return func(context.Context) error {
+		if err := service.Uninstall(); err != nil {
+			return err
+		}
+		fmt.Fprintln(out, "Removed. Key and certificate were kept.")
+		return nil
+	}
+}
+
+// newPurge removes what the service has stored. Uninstallers call it last.
+func newPurge(f *flag.FlagSet, out io.Writer) func(context.Context) error {
+	var s settings
+	s.register(f)
+	keep := f.Bool("keep-identity", false, "keep key and certificate: an installation that follows is the same device")
+	return func(context.Context) error {
+		if running, err := service.Running(); err == nil && running {
+			return errors.New("the service runs: stop it first")
+		}
+		// A file that cannot be read says nothing of other places.
+		c, _ := s.load()
+		if err := c.purge(s.name(), *keep); err != nil {
+			return err
+		}
+		if *keep {
+			fmt.Fprintln(out, "Removed all but key and certificate.")
+			return nil
+		}
+		fmt.Fprintln(out, "Removed. This notebook cannot report any more; retire or re-enrol it in the inventory.")
+		return nil
+	}
+}
+
+// purge removes the agent's files: those that it knows by name. Directories are
+// removed when nothing else is in them, so that a path that was set to some
+// other directory costs nobody anything.
+func (c config) purge(configFile string, keepIdentity bool) error {
+	var errs []error
+	state, err := identity.Open(c.StateDir, identity.Software{})
+	switch {
+	case keepIdentity:
+	case err != nil:
+		errs = append(errs, err)
+	default:
+		if _, err := state.Remove(); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	files := []string{c.ledger(), c.notices(), c.StatusFile, configFile, c.TokenFile}
+	for _, name := range files {
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	for _, dir := range []string{c.StateDir, filepath.Dir(c.StatusFile), filepath.Dir(configFile)} {
+		_ = os.Remove(dir) // not empty, or not there: both are fine
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("removing files: %w", err)
+	}
+	return nil
+}
+
+// newPrepareImage is for a machine whose disk becomes the image of many: it
+// ends with an error while there is a key that all of them would share.
+func newPrepareImage(f *flag.FlagSet, out io.Writer) func(context.Context) error {
+	var s settings
+	s.register(f)
+	remove := f.Bool("remove", false, "remove the key and all that is known of this machine")
+	return func(context.Context) error {
+		c, err := s.load()
+		if err != nil {
+			return err
+		}
+		if running, err := service.Running(); err == nil && running {
+			return errors.New("the service runs and may enrol at any moment: stop it first")
+		}
+		present, err := c.leaveNoKey(*remove)
+		switch {
+		case err != nil:
+			return err
+		case present && !*remove:
+			return fmt.Errorf("there is a key in %s: every copy of this disk would carry it; remove it with --remove", c.StateDir)
+		}
+		fmt.Fprintln(out, "Ready for an image: there is no key on this machine. Every copy enrols by itself, with a token of its own.")
+		return nil
+	}
+}
+
+// leaveNoKey says whether there is a key; with remove there is none afterwards,
+// nor anything else that belongs to this machine alone.
+func (c config) leaveNoKey(remove bool) (present bool, err error) {
+	if _, err := os.Stat(c.StateDir); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	state, err := identity.Open(c.StateDir, identity.Software{})
+	if err != nil {
+		return false, err
+	}
+	if present, err = state.Present(); err != nil || !remove {
+		return present, err
+	}
+	if _, err := state.Remove(); err != nil {
+		return true, err
+	}
+	for _, name := range []string{c.ledger(), c.notices(), c.StatusFile} {
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, fmt.Errorf("removing what belongs to this machine: %w", err)
+		}
+	}
+	return false, nil
+}

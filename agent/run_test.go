@@ -1,0 +1,321 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
+
+	"pfoertner/agent/identity"
+	"pfoertner/agent/probe"
+	"pfoertner/agent/status"
+	"pfoertner/agent/testcollector"
+	agentv1 "pfoertner/proto/pfoertner/agent/v1"
+)
+
+// kept is the service at work in a place.
+type kept struct {
+	place
+	ended chan error
+	stop  context.CancelFunc
+}
+
+func keep(t *testing.T, p place) *kept {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &settings{file: p.path("agent.yaml"), flags: config{StateDir: p.path("state"), StatusFile: p.path("status.json"), TokenFile: p.path("token")}}
+	k := &keeper{settings: s, level: new(slog.LevelVar), log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	r := &kept{place: p, ended: make(chan error, 1), stop: cancel}
+	var running sync.WaitGroup
+	running.Go(func() { r.ended <- k.keep(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+	return r
+}
+
+// shows waits until the public file is as wanted.
+func (k *kept) shows(want func(status.Summary) bool) {
+	k.t.Helper()
+	patience := testcollector.Within(k.t)
+	for {
+		s, err := status.Read(k.path("status.json"))
+		if err == nil && want(s) {
+			return
+		}
+		select {
+		case err := <-k.ended:
+			k.t.Fatalf("the service has ended: %v", err)
+		case <-patience.Done():
+			k.t.Fatalf("the status stays %+v, %v", s, err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// stops says how the service ends when it is stopped.
+func (k *kept) stops() {
+	k.t.Helper()
+	k.stop()
+	select {
+	case err := <-k.ended:
+		if err != nil {
+			k.t.Errorf("stopped with %v", err)
+		}
+	case <-testcollector.Within(k.t).Done():
+		k.t.Error("the service does not stop")
+	}
+}
+
+// emptyPlace has no configuration yet.
+func emptyPlace(t *testing.T) place { return place{t, t.TempDir()} }
+
+// breeze#411: an enrolment that failed rolled the installation back. Here
+// nothing that can be missing or wrong ends the service, and all of it is said.
+func TestBreeze411NothingThatIsMissingOrWrongEndsTheService(t *testing.T) {
+	c := issuing(t)
+	good := "collector: " + c.Target().Address + "\nca_fingerprint: " + hex.EncodeToString(c.Servers.Fingerprint()) + "\n"
+	for name, test := range map[string]struct {
+		prepare    func(p place)
+		connection status.Connection
+		obstacle   status.Obstacle
+	}{
+		"no configuration":         {func(place) {}, status.NotConfigured, ""},
+		"configuration without it": {func(p place) { p.write("agent.yaml", "log_level: info") }, status.NotConfigured, ""},
+		"configuration is no YAML": {func(p place) { p.write("agent.yaml", "\t{") }, status.NotConfigured, ""},
+		"no CA named":              {func(p place) { p.write("agent.yaml", "collector: "+c.Target().Address); p.write("token", "t-1") }, status.NotEnrolled, ""},
+		"no token":                 {func(p place) { p.write("agent.yaml", good) }, status.NotEnrolled, status.NoToken},
+		"empty token":              {func(p place) { p.write("agent.yaml", good); p.write("token", "\n") }, status.NotEnrolled, status.NoToken},
+		"token of another device":  {func(p place) { p.write("agent.yaml", good); p.write("token", "t-2") }, status.NotEnrolled, status.TokenRefused},
+		"wrong fingerprint": {func(p place) {
+			p.write("agent.yaml", "collector: "+c.Target().Address+"\nca_fingerprint: "+hex.EncodeToString(make([]byte, 32)))
+			p.write("token", "t-1")
+		}, status.NotEnrolled, status.WrongAuthority},
+		"certificate of another CA": {func(p place) {
+			p.write("agent.yaml", "collector: "+c.Target().Address+"\nca_file: "+testcollector.NewAuthority(t, "other").File(t))
+			p.write("token", "t-1")
+		}, status.NotEnrolled, status.WrongAuthority},
+		"CA file is not there": {func(p place) {
+			p.write("agent.yaml", "collector: "+c.Target().Address+"\nca_file: "+p.path("none"))
+			p.write("token", "t-1")
+		}, status.NotEnrolled, ""},
+		"nobody listens": {func(p place) {
+			p.write("agent.yaml", "collector: 127.0.0.1:1\nca_fingerprint: "+hex.EncodeToString(make([]byte, 32)))
+			p.write("token", "t-1")
+		}, status.NotEnrolled, status.NotReached},
+		"name is not known": {func(p place) {
+			p.write("agent.yaml", "collector: nowhere.invalid:443\nca_fingerprint: "+hex.EncodeToString(make([]byte, 32)))
+			p.write("token", "t-1")
+		}, status.NotEnrolled, status.NotReached},
+		"identity is broken": {func(p place) {
+			p.write("agent.yaml", good)
+			if err := os.Mkdir(p.path("state"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			p.write("state/identity.json", "{")
+		}, status.Broken, ""},
+		"state is no directory": {func(p place) { p.write("agent.yaml", good); p.write("state", "") }, status.Broken, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := emptyPlace(t)
+			test.prepare(p)
+			k := keep(t, p)
+			k.shows(func(s status.Summary) bool { return s.Connection == test.connection && s.Obstacle == test.obstacle })
+			k.stops()
+		})
+	}
+}
+
+// A software distribution may start the service before it has written the
+// configuration.
+func TestConfigurationThatComesLaterIsFound(t *testing.T) {
+	c := issuing(t)
+	k := keep(t, emptyPlace(t))
+	k.shows(func(s status.Summary) bool { return s.Connection == status.NotConfigured })
+	k.write("token", "t-1")
+	k.write("agent.yaml", "collector: "+c.Target().Address+"\nca_file: "+c.Servers.File(t))
+	s := c.Next(t)
+	s.Welcome(t, time.Hour)
+	s.Acknowledge(t, s.Report(t))
+	k.shows(func(s status.Summary) bool { return s.Connection == status.Online })
+	k.stops()
+}
+
+// enrolledPlace is a notebook that is a device of the collector.
+func enrolledPlace(t *testing.T, c *testcollector.Collector) place {
+	t.Helper()
+	p := newPlace(t, "collector: "+c.Target().Address+"\nca_file: "+c.Servers.File(t))
+	p.write("token", "t-1")
+	if _, err := p.run("enrol"); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// goldenImage makes the place one whose state was copied from another machine.
+func goldenImage(p place) {
+	p.t.Helper()
+	state, err := identity.Open(p.path("state"), identity.Software{})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	id, err := state.Load()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if err := os.Remove(p.path("state/machine.json")); err != nil {
+		p.t.Fatal(err)
+	}
+	elsewhere := identity.Traits{Model: "another machine", Serial: "another one", Install: "another one"}
+	if err := errors.Join(state.Bind(elsewhere), state.Save(id)); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func TestKeyFromAGoldenImageIsNotUsed(t *testing.T) {
+	if m := traits(probe.NewHost()); m == (identity.Traits{}) {
+		t.Skip("NOT RUN: this machine states neither model, serial number nor installation")
+	}
+	c := issuing(t)
+	p := enrolledPlace(t, c)
+	goldenImage(p)
+	before, err := os.ReadFile(p.path("state/identity.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(p.path("token")); err != nil {
+		t.Fatal(err)
+	}
+	k := keep(t, p)
+	k.shows(func(s status.Summary) bool {
+		return s.Copied && s.Connection == status.NotEnrolled && s.Obstacle == status.NoToken
+	})
+	k.stops()
+	if aside, err := filepath.Glob(p.path("state/identity.json.other-machine-*")); err != nil || len(aside) != 1 {
+		t.Errorf("set aside are %v, %v", aside, err)
+	}
+
+	// With a token of its own the notebook becomes a device of its own.
+	p.write("token", "t-1")
+	k = keep(t, p)
+	s := c.Next(t)
+	s.Welcome(t, time.Hour)
+	s.Acknowledge(t, s.Report(t))
+	k.shows(func(s status.Summary) bool { return !s.Copied && s.Connection == status.Online })
+	k.stops()
+	after, err := os.ReadFile(p.path("state/identity.json"))
+	if err != nil || string(after) == string(before) {
+		t.Errorf("the identity is that of the image (%v)", err)
+	}
+}
+
+func TestImageWithAKeyIsRefused(t *testing.T) {
+	p := enrolledPlace(t, issuing(t))
+	if out, err := p.run("prepare-image"); err == nil {
+		t.Errorf("a machine with a key is called ready: %s", out)
+	}
+	if out, err := p.run("prepare-image", "--remove"); err != nil {
+		t.Fatalf("%s, %v", out, err)
+	}
+	if out, err := p.run("prepare-image"); err != nil {
+		t.Errorf("%s, %v", out, err)
+	}
+	left, err := os.ReadDir(p.path("state"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left are %v, %v", left, err)
+	}
+	if _, err := os.Stat(p.path("agent.yaml")); err != nil {
+		t.Errorf("the configuration of the image is gone: %v", err)
+	}
+}
+
+func TestImageIsReadyBeforeTheFirstStart(t *testing.T) {
+	p := newPlace(t, "")
+	if out, err := p.run("prepare-image"); err != nil {
+		t.Errorf("%s, %v", out, err)
+	}
+	if _, err := os.Stat(p.path("state")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it has made a state directory (%v)", err)
+	}
+}
+
+func TestPurgeLeavesNothing(t *testing.T) {
+	p := enrolledPlace(t, issuing(t))
+	p.write("status.json", "{}")
+	p.write("state/notices.json", "{}")
+	if out, err := p.run("purge"); err != nil {
+		t.Fatalf("%s, %v", out, err)
+	}
+	for _, name := range []string{"state", "status.json", "token", "agent.yaml"} {
+		if _, err := os.Stat(p.path(name)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is still there (%v)", name, err)
+		}
+	}
+}
+
+func TestPurgeKeepsTheIdentityWhenAsked(t *testing.T) {
+	p := enrolledPlace(t, issuing(t))
+	p.write("state/updates.json", "{}")
+	before, err := os.ReadFile(p.path("state/identity.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := p.run("purge", "--keep-identity"); err != nil {
+		t.Fatalf("%s, %v", out, err)
+	}
+	after, err := os.ReadFile(p.path("state/identity.json"))
+	if err != nil || string(after) != string(before) {
+		t.Errorf("the identity has changed: %v", err)
+	}
+	for _, name := range []string{"state/updates.json", "token", "agent.yaml"} {
+		if _, err := os.Stat(p.path(name)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is still there (%v)", name, err)
+		}
+	}
+}
+
+// Whatever directory somebody has set: other files in it are nobody's business.
+func TestPurgeTouchesOnlyTheAgentsFiles(t *testing.T) {
+	p := enrolledPlace(t, issuing(t))
+	p.write("state/somebody.txt", "mine")
+	if _, err := p.run("purge"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(p.path("state/somebody.txt")); err != nil || string(b) != "mine" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// A refusal at enrolment must not tell a token.
+func TestTokenIsNeverLogged(t *testing.T) {
+	c := testcollector.New(t)
+	c.OnEnrol = func(s agentv1.EnrolmentService_EnrolServer) error {
+		if _, err := s.Recv(); err != nil {
+			return err
+		}
+		return grpcstatus.Error(codes.PermissionDenied, "enrolment refused")
+	}
+	c.Listen()
+	p := newPlace(t, "collector: "+c.Target().Address+"\nca_file: "+c.Servers.File(t))
+	p.write("token", "very-secret-token")
+	out, err := p.run("enrol")
+	if err == nil {
+		t.Fatal("enrolled")
+	}
+	for _, text := range []string{out, err.Error()} {
+		if strings.Contains(text, "very-secret-token") {
+			t.Errorf("the token stands in %q", text)
+		}
+	}
+}

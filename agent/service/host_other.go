@@ -1,0 +1,24 @@
+//go:build !windows
+
+package service
+
+import (
+	"log/slog"
+	"os"
+)
+
+// Assert has nothing to put right: systemd's unit says it all.
+func Assert() ([]string, error) { return nil, nil }
+
+// NewLogger returns the service's logger: systemd keeps standard error in the
+// journal.
+func NewLogger(level slog.Leveler) *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// Protect has nothing to do: file modes protect the state directory, and who
+// opens it checks them.
+func Protect(Directories) ([]string, error) { return nil, nil }
+
+// SystemLanguage is the language of the system; empty: the house's.
+func SystemLanguage() string { return "" }
