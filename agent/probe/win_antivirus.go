@@ -51,18 +51,19 @@ func windowsAntivirus(ctx context.Context, w *Windows, out *posturev1.Antivirus)
 	if answer.ListResult != 0 {
 		return errors.Join(append(errs, fmt.Errorf("IWSCProductList: error 0x%08X", answer.ListResult))...)
 	}
-	on := false
+	allOff := true
 	for _, p := range answer.Products {
 		product, contradictions := securityProduct(p)
 		if strings.Contains(p.Name, "Defender") {
 			product.Version, _, err = registryText(w.Registry, defenderSignatureKey, defenderSignatureName)
 			errs = append(errs, err)
 		}
-		on = on || product.State == posturev1.AntivirusState_ANTIVIRUS_STATE_ON
+		allOff = allOff && product.State != posturev1.AntivirusState_ANTIVIRUS_STATE_ON &&
+			product.State != posturev1.AntivirusState_ANTIVIRUS_STATE_UNSPECIFIED
 		out.Products = append(out.Products, product)
 		out.Contradictions = append(out.Contradictions, contradictions...)
 	}
-	if out.Healthy == yes && !on {
+	if out.Healthy == yes && allOff {
 		out.Contradictions = append(out.Contradictions, &posturev1.Contradiction{
 			Subject: "antivirus.healthy", SourceA: "WscGetSecurityProviderHealth", SaysA: "good",
 			SourceB: "IWSCProductList", SaysB: "no product is on",
