@@ -91,6 +91,9 @@ const (
 func securityUpdates(offered []OfferedUpdate) []*posturev1.PendingUpdate {
 	var list []*posturev1.PendingUpdate
 	for _, u := range offered {
+		if u.Severity == "Unspecified" {
+			u.Severity = ""
+		}
 		origin := u.Severity
 		for _, c := range []struct{ id, name string }{
 			{criticalUpdateCategory, "Critical Updates"}, {securityUpdateCategory, "Security Updates"},
