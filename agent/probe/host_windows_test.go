@@ -187,6 +187,35 @@ func TestWindowsAnswersWhoMadeAProgram(t *testing.T) {
 	}
 }
 
+// testdata/programs/signed.exe is a program of three bytes, signed by a
+// certificate of an authority that nobody trusts (openssl, osslsigncode). Wine
+// trusts it.
+func TestWindowsNamesThePublisherWhomItDoesNotTrust(t *testing.T) {
+	const signed = "testdata/programs/signed.exe"
+	p, err := readProgram(t.Context(), signed)
+	if err != nil || p.Publisher != "Pförtner test publisher" || p.Trust == uint32(windows.TRUST_E_NOSIGNATURE) {
+		t.Errorf("%+v, %v", p, err)
+	}
+	if p.Trust != uint32(windows.CERT_E_UNTRUSTEDROOT) && !underWine() {
+		t.Errorf("trust 0x%08X", p.Trust)
+	}
+
+	program, err := os.ReadFile(signed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program[0x200]++ // in its code
+	changed := filepath.Join(t.TempDir(), "changed.exe")
+	if err := os.WriteFile(changed, program, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err = readProgram(t.Context(), changed)
+	t.Logf("changed afterwards: trust 0x%08X, %v", p.Trust, err)
+	if p.Trust != uint32(windows.TRUST_E_BAD_DIGEST) {
+		t.Errorf("changed afterwards: trust 0x%08X", p.Trust)
+	}
+}
+
 func TestWindowsAnswersWhichDialupsThereAre(t *testing.T) {
 	connections, err := readDialups(t.Context())
 	if err != nil {
