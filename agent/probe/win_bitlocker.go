@@ -45,6 +45,7 @@ func describeBitLocker(answers EncryptableVolume) *encryptable {
 	e.method()
 	e.protectors()
 	e.suspension()
+	e.agree()
 	e.out.Reading = &posturev1.Reading{
 		State:  posturev1.ReadingState_READING_STATE_OBSERVED,
 		Source: sourceBitLocker,
@@ -273,6 +274,18 @@ func (e *encryptable) suspension() {
 	}
 }
 
+// agree looks whether the methods fit each other.
+func (e *encryptable) agree() {
+	const encrypted, decrypted = posturev1.BitLockerConversion_BIT_LOCKER_CONVERSION_ENCRYPTED, posturev1.BitLockerConversion_BIT_LOCKER_CONVERSION_DECRYPTED
+	on := e.out.Protection == posturev1.BitLockerProtection_BIT_LOCKER_PROTECTION_ON
+	if on && e.out.Conversion == decrypted {
+		e.contradict("protection", "GetProtectionStatus", "on", "GetConversionStatus", "decrypted")
+	}
+	if e.out.Conversion == encrypted && e.out.Method == "none" {
+		e.contradict("method", "GetConversionStatus", "encrypted", "GetEncryptionMethod", "none")
+	}
+}
+
 // layer is BitLocker as a layer of storage; nil for a volume that is known to
 // be decrypted.
 func (e *encryptable) layer() *posturev1.StorageLayer {
@@ -287,19 +300,23 @@ func (e *encryptable) layer() *posturev1.StorageLayer {
 	if a := e.answers.Method; a != nil && a.Return == 0 {
 		l.Cipher, l.KeyBits = encryptionMethod(a.Method)
 	}
-	switch {
-	case out.Protection == posturev1.BitLockerProtection_BIT_LOCKER_PROTECTION_OFF:
-		l.KeyFile = posturev1.KeyFile_KEY_FILE_ON_PLAINTEXT
-		l.Reason = "protection is off: the key lies in clear on the disk"
-	case out.Protection != posturev1.BitLockerProtection_BIT_LOCKER_PROTECTION_ON:
-		l.Reason = "BitLocker does not say whether it protects the volume"
-	default:
+	switch out.Protection {
+	case posturev1.BitLockerProtection_BIT_LOCKER_PROTECTION_ON:
 		l.KeyFile = posturev1.KeyFile_KEY_FILE_NONE
+	case posturev1.BitLockerProtection_BIT_LOCKER_PROTECTION_OFF:
+		if out.Conversion == posturev1.BitLockerConversion_BIT_LOCKER_CONVERSION_ENCRYPTED {
+			l.KeyFile = posturev1.KeyFile_KEY_FILE_ON_PLAINTEXT
+		}
 	}
 	switch {
-	case l.Reason != "":
-	case out.Conversion != posturev1.BitLockerConversion_BIT_LOCKER_CONVERSION_ENCRYPTED:
+	case out.Conversion != posturev1.BitLockerConversion_BIT_LOCKER_CONVERSION_ENCRYPTED, out.EncryptedMillionths != allMillionths:
 		l.Reason = "the volume is not known to be encrypted to its end"
+	case l.KeyFile == posturev1.KeyFile_KEY_FILE_ON_PLAINTEXT:
+		l.Reason = "protection is off: the key lies in clear on the disk"
+	case l.KeyFile != posturev1.KeyFile_KEY_FILE_NONE:
+		l.Reason = "BitLocker does not say whether it protects the volume"
+	case len(out.Protectors) == 0:
+		l.Reason = "BitLocker names no key protector"
 	case l.KeyBits == 0:
 		l.Reason = "the method of encryption cannot be verified"
 	case out.Reading.State != posturev1.ReadingState_READING_STATE_OBSERVED || e.locked():
