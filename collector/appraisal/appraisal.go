@@ -62,9 +62,9 @@ func Appraise(in Input) *posturev1.Result {
 	p := in.Policy
 	res := &posturev1.Result{
 		Policy: p.name, PolicyVersion: p.version, Rollout: f.rollout,
-		EvidenceDigest: in.EvidenceDigest,
-		AppraisedAt:    timestamppb.New(in.Now),
-		Findings:       make([]*posturev1.Finding, 0, len(p.rules)+2),
+		EvidenceDigest: in.EvidenceDigest, WithoutNotice: p.withoutNotice,
+		AppraisedAt: timestamppb.New(in.Now),
+		Findings:    make([]*posturev1.Finding, 0, len(p.rules)+2),
 	}
 	known := f.knownDevice()
 	res.Findings = append(res.Findings, known, f.evidenceFresh())

@@ -64,6 +64,7 @@ func readPolicy(d *document, top *yaml.Node) *Policy {
 		"params":   func(n *yaml.Node) { constants = append(constants, c.readParams(n)...) },
 		"approved": func(n *yaml.Node) { constants = append(constants, c.readApproved(n)...) },
 		"rollout":  c.readRollout,
+		"notices":  c.readNotices,
 		"rules":    func(n *yaml.Node) { rules = n },
 	}, "name", "freshness", "rules")
 	var err error
@@ -110,6 +111,15 @@ func (c *compiler) readRollout(n *yaml.Node) {
 			})
 		},
 	})
+}
+
+// readNotices reads what is shown on the screens of notebooks.
+func (c *compiler) readNotices(n *yaml.Node) {
+	c.mapping(n, map[string]func(*yaml.Node){
+		"refusal": func(n *yaml.Node) {
+			c.policy.withoutNotice = choice(c.document, n, map[string]bool{"on": false, "off": true})
+		},
+	}, "refusal")
 }
 
 // readParams reads constants whose type is that of their YAML value.

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -38,6 +39,33 @@ func TestEveryExampleInTheDocumentationCompiles(t *testing.T) {
 	}
 	if count["yaml"] < 5 || count["cel"] < 3 {
 		t.Errorf("examples found: %v", count)
+	}
+}
+
+func TestTheReferenceFileInTheDocumentationParses(t *testing.T) {
+	page, err := os.ReadFile("../../docs/references.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, m := range fence.FindAllStringSubmatch(string(page), -1) {
+		if m[1] != "references" {
+			continue
+		}
+		found++
+		if r := mustParse(t, m[2]); r.Size().GetRing() == 0 {
+			t.Error("the example has no ring")
+		}
+	}
+	if found != 1 {
+		t.Errorf("%d examples found", found)
+	}
+	asOf, until := references(t).WindowsAsOf()
+	words := strings.Join(strings.Fields(strings.ReplaceAll(string(page), "**", "")), " ")
+	for _, says := range []string{"ends on " + asOf.Format(time.DateOnly), "so from " + until.Format(time.DateOnly) + " on it is too old"} {
+		if !strings.Contains(words, says) {
+			t.Errorf("the page does not say of the shipped table that it %s", says)
+		}
 	}
 }
 
@@ -86,7 +114,7 @@ func TestEverySectionOfEvidenceIsASource(t *testing.T) {
 		// Contradictions of a section are looked up by hand in readStates.
 		if c := section.Message().Fields().ByName(protoreflect.Name("contradictions")); c != nil {
 			switch section.Name() {
-			case "volumes", "patch", "vpn", "firewall":
+			case "platform", "volumes", "patch", "vpn", "secure_boot", "firewall", "antivirus":
 			default:
 				t.Errorf("contradictions of %s are not looked at", section.Name())
 			}

@@ -1,6 +1,7 @@
 package appraisal
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"regexp"
@@ -87,6 +88,13 @@ func (d *document) failAt(line, column int, format string, args ...any) {
 	d.errs = append(d.errs, &fleetv1.PolicyError{
 		Line: uint32(max(line, 1)), Column: uint32(max(column, 1)), Rule: d.rule,
 		Message: fmt.Sprintf(format, args...),
+	})
+}
+
+// sortErrors puts the errors in the order of the file.
+func (d *document) sortErrors() {
+	slices.SortStableFunc(d.errs, func(a, b *fleetv1.PolicyError) int {
+		return cmp.Or(cmp.Compare(a.GetLine(), b.GetLine()), cmp.Compare(a.GetColumn(), b.GetColumn()))
 	})
 }
 
@@ -225,6 +233,27 @@ func (d *document) date(n *yaml.Node) time.Time {
 		d.fail(n, `a date such as "2026-06-10" is expected here`)
 	}
 	return t
+}
+
+// moment reads a day or a time, "2026-06-10" or "2026-06-10T14:00:00Z".
+func (d *document) moment(n *yaml.Node) time.Time {
+	t, err := time.Parse(time.RFC3339, n.Value)
+	if err != nil {
+		t, err = time.Parse(time.DateOnly, n.Value)
+	}
+	if n.Kind != yaml.ScalarNode || err != nil {
+		d.fail(n, `a date such as "2026-06-10" or a time such as "2026-06-10T14:00:00Z" is expected here`)
+	}
+	return t
+}
+
+// number reads a whole number above zero.
+func (d *document) number(n *yaml.Node) uint32 {
+	v, err := strconv.ParseUint(n.Value, 10, 32)
+	if n.Kind != yaml.ScalarNode || err != nil || v == 0 {
+		d.fail(n, "a whole number above zero is expected here")
+	}
+	return uint32(v)
 }
 
 // each calls fn for every entry of a list.

@@ -225,6 +225,18 @@ type enums struct {
 	ambiguous map[string][]string
 }
 
+// cameLater says whether an enum came when policies and filters were already in
+// use: its values never take a short name away from another, so that what
+// checks goes on to.
+func cameLater(enum protoreflect.EnumDescriptor) bool {
+	switch enum.Name() {
+	case "BitLockerProtection", "BitLockerConversion", "BitLockerWiping", "BitLockerLock", "BitLockerProtector",
+		"UpdateSource", "AntivirusState":
+		return true
+	}
+	return false
+}
+
 // newEnums names every value of the files' enums twice: in full
 // ("VERDICT_DENY") and, where all enums agree on its number, in short ("DENY").
 func newEnums(files ...protoreflect.FileDescriptor) *enums {
@@ -234,21 +246,31 @@ func newEnums(files ...protoreflect.FileDescriptor) *enums {
 		ambiguous: map[string][]string{},
 	}
 	fulls := map[string][]string{}
+	var early, late []protoreflect.EnumDescriptor
 	for _, file := range files {
 		for i := range file.Enums().Len() {
-			enum := file.Enums().Get(i)
-			for j := range enum.Values().Len() {
-				value := enum.Values().Get(j)
-				full := string(value.Name())
-				word := shortName(enum, full)
-				fulls[word] = append(fulls[word], full)
-				for _, name := range []string{full, word} {
-					if n, taken := e.number[name]; taken && n != value.Number() {
-						e.ambiguous[name] = nil
-					}
-					e.number[name] = value.Number()
-					e.of[name] = append(e.of[name], enum.FullName())
+			if enum := file.Enums().Get(i); cameLater(enum) {
+				late = append(late, enum)
+			} else {
+				early = append(early, enum)
+			}
+		}
+	}
+	for _, enum := range append(early, late...) {
+		for j := range enum.Values().Len() {
+			value := enum.Values().Get(j)
+			full := string(value.Name())
+			names := []string{full, shortName(enum, full)}
+			if n, taken := e.number[names[1]]; taken && n != value.Number() && cameLater(enum) {
+				names = names[:1]
+			}
+			for _, name := range names {
+				fulls[name] = append(fulls[name], full)
+				if n, taken := e.number[name]; taken && n != value.Number() {
+					e.ambiguous[name] = nil
 				}
+				e.number[name] = value.Number()
+				e.of[name] = append(e.of[name], enum.FullName())
 			}
 		}
 	}

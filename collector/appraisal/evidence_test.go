@@ -94,6 +94,8 @@ func goodEvidence() *posturev1.Evidence {
 		Firewall: &posturev1.Firewall{Reading: observed(), Engines: []*posturev1.FirewallEngine{
 			{Engine: "nftables", ServiceActive: yes, RulesLoaded: yes, InboundDefaultDrop: yes},
 		}},
+		Antivirus:  &posturev1.Antivirus{Reading: notApplicable("no antivirus is known here")},
+		ScreenLock: &posturev1.ScreenLock{Reading: observed(), Enforced: yes, IdleSeconds: 600},
 	}
 }
 

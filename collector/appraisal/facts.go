@@ -26,20 +26,23 @@ const (
 	sourceTpm
 	sourceSecureBoot
 	sourceFirewall
+	sourceAntivirus
+	sourceScreenLock
 	sourceKernel
 	sourceRouting
+	sourceUpdateSearch
 	sources
 )
 
 // section is the section of evidence that the source belongs to.
 func (s source) section() string {
 	switch s {
-	case sourceKernel:
+	case sourceKernel, sourceUpdateSearch:
 		s = sourcePatch
 	case sourceRouting:
 		s = sourceVpn
 	}
-	return [...]string{"platform", "volumes", "patch", "vpn", "tpm", "secure_boot", "firewall"}[s]
+	return [...]string{"platform", "volumes", "patch", "vpn", "tpm", "secure_boot", "firewall", "antivirus", "screen_lock"}[s]
 }
 
 // sourceOf finds the source of a section's name or of a part's path.
@@ -49,6 +52,8 @@ func sourceOf(name string) (source, bool) {
 		return sourceKernel, true
 	case "evidence.vpn.routing_reading":
 		return sourceRouting, true
+	case "evidence.patch.windows_update.reading":
+		return sourceUpdateSearch, true
 	}
 	for s := range sourceKernel {
 		if s.section() == name {
@@ -115,10 +120,14 @@ func (f *facts) readStates() {
 			vpn = append(vpn[:len(vpn):len(vpn)], c.GetContradictions()...)
 		}
 	}
-	f.states[sourceKernel] = newState(ev.GetPatch().GetKernelReading())
+	f.states[sourceKernel] = kernel(ev)
 	f.states[sourceRouting] = newState(ev.GetVpn().GetRoutingReading())
+	f.states[sourceUpdateSearch] = updateSearch(ev)
+	f.states[sourcePlatform].contradictions = ev.GetPlatform().GetContradictions()
 	f.states[sourceVolumes].contradictions = ev.GetVolumes().GetContradictions()
+	f.states[sourceSecureBoot].contradictions = ev.GetSecureBoot().GetContradictions()
 	f.states[sourceFirewall].contradictions = ev.GetFirewall().GetContradictions()
+	f.states[sourceAntivirus].contradictions = ev.GetAntivirus().GetContradictions()
 	for _, c := range ev.GetPatch().GetContradictions() {
 		f.contradict(sourcePatch, c)
 	}
@@ -135,6 +144,34 @@ func (f *facts) contradict(section source, c *posturev1.Contradiction) {
 		section = part
 	}
 	f.states[section].contradictions = append(f.states[section].contradictions, c)
+}
+
+// onWindows says whether evidence comes from Windows. One hint is enough: the
+// parts that Windows reads apart are then asked for.
+func onWindows(ev *posturev1.Evidence) bool {
+	p := ev.GetPatch()
+	return ev.GetPlatform().GetOperatingSystem() == posturev1.OperatingSystem_OPERATING_SYSTEM_WINDOWS ||
+		p.GetPackageSystem() == windowsUpdate || p.GetWindowsUpdate() != nil
+}
+
+// kernel is the state of kernel and pending restart. On Windows the restart is
+// read with the rest of the patch level, and there is no kernel apart.
+func kernel(ev *posturev1.Evidence) state {
+	s := newState(ev.GetPatch().GetKernelReading())
+	if onWindows(ev) && (s.notApplicable || ev.GetPatch().GetKernelReading() == nil) {
+		return newState(posture.ReadingOf(ev, "patch"))
+	}
+	return s
+}
+
+// updateSearch is the state of the search for pending updates. On Windows it is
+// a reading of its own; elsewhere what is pending is read with all the rest.
+func updateSearch(ev *posturev1.Evidence) state {
+	patch := newState(posture.ReadingOf(ev, "patch"))
+	if !onWindows(ev) || !patch.observed {
+		return patch
+	}
+	return newState(ev.GetPatch().GetWindowsUpdate().GetReading())
 }
 
 func newState(r *posturev1.Reading) state {

@@ -1,7 +1,9 @@
 package appraisal
 
 import (
+	"cmp"
 	"errors"
+	"reflect"
 	"time"
 
 	"cel.dev/cel-go/cel"
@@ -48,6 +50,16 @@ func numberOf(v ref.Val) int64                 { n, _ := v.(types.Int); return i
 func stringOf(v ref.Val) string                { s, _ := v.(types.String); return string(s) }
 func scopeOf(v ref.Val) posturev1.RoutingScope { return posturev1.RoutingScope(numberOf(v)) }
 
+// textsOf reads a list of texts.
+func textsOf(v ref.Val) []string {
+	list, err := v.ConvertToNative(reflect.TypeFor[[]string]())
+	texts, _ := list.([]string)
+	if err != nil {
+		return nil
+	}
+	return texts
+}
+
 // messageOf returns the message behind a CEL value. A message that is not set
 // has no value of its type: then nothing was reported.
 func messageOf[M proto.Message](v ref.Val) (M, error) {
@@ -79,6 +91,18 @@ func of2[M proto.Message, A, T any](fn func(M, A) (T, error), arg func(ref.Val) 
 			return types.WrapErr(err)
 		}
 		out, err := fn(m, arg(a))
+		return value(out, err, adapt)
+	})
+}
+
+// of3 adapts a function of a message and two further arguments.
+func of3[M proto.Message, A, B, T any](fn func(M, A, B) (T, error), first func(ref.Val) A, second func(ref.Val) B, adapt func(T) ref.Val) cel.OverloadOpt {
+	return cel.FunctionBinding(func(args ...ref.Val) ref.Val {
+		m, err := messageOf[M](args[0])
+		if err != nil {
+			return types.WrapErr(err)
+		}
+		out, err := fn(m, first(args[1]), second(args[2]))
 		return value(out, err, adapt)
 	})
 }
@@ -136,23 +160,40 @@ func functions(adapter types.Adapter) []cel.EnvOption {
 		global("oldest_first_seen", "oldest_first_seen_patch", sig(patch), cel.TimestampType, of(oldestFirstSeen, moment)),
 		global("newest_first_seen", "newest_first_seen_patch", sig(patch), cel.TimestampType, of(newestFirstSeen, moment)),
 		member("security_feeds_fresh", "patch_security_feeds_fresh", sig(patch, cel.TimestampType, cel.DurationType), cel.BoolType,
-			cel.FunctionBinding(func(args ...ref.Val) ref.Val {
-				p, err := messageOf[*posturev1.Patch](args[0])
-				if err != nil {
-					return types.WrapErr(err)
-				}
-				fresh, err := securityFeedsFresh(p, timeOf(args[1]), spanOf(args[2]))
-				return value(fresh, err, boolean)
-			})),
+			of3(securityFeedsFresh, timeOf, spanOf, boolean)),
 		member("fresh", "feed_fresh", sig(feed, cel.TimestampType, cel.DurationType), cel.BoolType,
+			of3(feedFresh, timeOf, spanOf, boolean)),
+
+		member("searched_within", "patch_searched_within", sig(patch, cel.TimestampType, cel.DurationType), cel.BoolType,
+			of3(searchedWithin, timeOf, spanOf, boolean)),
+		global("update_source", "update_source_patch", sig(patch), cel.StringType, of(updateSource, text)),
+		member("exposure_days", "platform_exposure_days", sig(platform, referenceType(), cel.TimestampType), cel.IntType,
+			of3(exposureDays, referencesOf, timeOf, whole)),
+		member("content_age_days", "platform_content_age_days", sig(platform, referenceType(), cel.TimestampType), cel.IntType,
+			of3(contentAge, referencesOf, timeOf, whole)),
+		member("patch_level", "platform_patch_level", sig(platform, referenceType(), cel.TimestampType, cel.StringType), cel.StringType,
 			cel.FunctionBinding(func(args ...ref.Val) ref.Val {
-				f, err := messageOf[*posturev1.Feed](args[0])
+				p, err := messageOf[*posturev1.Platform](args[0])
 				if err != nil {
 					return types.WrapErr(err)
 				}
-				fresh, err := feedFresh(f, timeOf(args[1]), spanOf(args[2]))
-				return value(fresh, err, boolean)
+				place, err := patchPlace(p, referencesOf(args[1]), timeOf(args[2]), stringOf(args[3]))
+				return value(place, err, text)
 			})),
+		member("days_behind_ring", "platform_days_behind_ring", sig(platform, referenceType(), cel.ListType(cel.StringType), cel.TimestampType), cel.IntType,
+			cel.FunctionBinding(func(args ...ref.Val) ref.Val {
+				p, err := messageOf[*posturev1.Platform](args[0])
+				if err != nil {
+					return types.WrapErr(err)
+				}
+				n, err := ringDays(p, referencesOf(args[1]), textsOf(args[2]), timeOf(args[3]))
+				return value(n, err, whole)
+			})),
+		member("has_ring", "reference_has_ring", sig(referenceType()), cel.BoolType, cel.UnaryBinding(func(v ref.Val) ref.Val {
+			return types.Bool(len(referencesOf(v).windowsTable().ring) > 0)
+		})),
+
+		member("protects", "firewall_protects", sig(object(&posturev1.Firewall{})), cel.BoolType, of(firewallProtects, boolean)),
 
 		global("full_tunnel", "full_tunnel_scope", sig(cel.IntType), cel.BoolType, cel.UnaryBinding(func(v ref.Val) ref.Val {
 			full, err := fullTunnel(scopeOf(v))
@@ -167,14 +208,7 @@ func functions(adapter types.Adapter) []cel.EnvOption {
 
 		global("end_of_support", "end_of_support_platform", sig(platform, referenceType()), cel.TimestampType, of2(endOfSupport, referencesOf, moment)),
 		global("supported", "supported_platform", sig(platform, referenceType(), cel.TimestampType), cel.BoolType,
-			cel.FunctionBinding(func(args ...ref.Val) ref.Val {
-				p, err := messageOf[*posturev1.Platform](args[0])
-				if err != nil {
-					return types.WrapErr(err)
-				}
-				is, err := supported(p, referencesOf(args[1]), timeOf(args[2]))
-				return value(is, err, boolean)
-			})),
+			of3(supported, referencesOf, timeOf, boolean)),
 	}
 }
 
@@ -188,6 +222,37 @@ func yes(t posturev1.Ternary) (bool, error) {
 	}
 	return false, cannotTell("Ein Messwert, den die Regel braucht, ist nicht feststellbar.",
 		"A fact that the rule needs is unknown.")
+}
+
+// firewallProtects says whether a firewall rejects foreign connections. Of
+// several engines one is enough; of Windows' profiles every one that is in force
+// has to.
+func firewallProtects(f *posturev1.Firewall) (bool, error) {
+	protects := false
+	var unknown, profileUnknown error
+	for _, e := range f.GetEngines() {
+		loaded, errLoaded := yes(e.GetRulesLoaded())
+		drops, errDrops := yes(e.GetInboundDefaultDrop())
+		err := cmp.Or(errLoaded, errDrops)
+		switch open := errLoaded == nil && !loaded || errDrops == nil && !drops; {
+		case open && e.GetProfile() != "":
+			return false, nil
+		case open:
+		case err != nil && e.GetProfile() != "":
+			profileUnknown = err
+		case err != nil:
+			unknown = err
+		default:
+			protects = true
+		}
+	}
+	switch {
+	case profileUnknown != nil:
+		return false, profileUnknown
+	case protects:
+		return true, nil
+	}
+	return false, unknown
 }
 
 const day = 24 * time.Hour

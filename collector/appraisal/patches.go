@@ -4,21 +4,35 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
 // clockTolerance is how far ahead a notebook's clock may be of the collector's.
 const clockTolerance = day
 
+// windowsUpdate is the package system of Windows.
+const windowsUpdate = "windows-update"
+
+// offeredAt is since when the notebook has been offered an update: when it saw
+// it first, or else when the update was released, which is never later.
+func offeredAt(u *posturev1.PendingUpdate) *timestamppb.Timestamp {
+	if u.GetFirstSeenAt() != nil {
+		return u.GetFirstSeenAt()
+	}
+	return u.GetReleasedAt()
+}
+
 // daysPending is for how many full days at least the notebook has been offered
 // an update.
 func daysPending(u *posturev1.PendingUpdate, now time.Time) (int, error) {
-	if u.GetFirstSeenAt() == nil {
+	if offeredAt(u) == nil {
 		return 0, cannotTell(
 			fmt.Sprintf("Seit wann das Sicherheitsupdate für %s angeboten wird, ist nicht feststellbar.", short(u.GetPackage())),
 			fmt.Sprintf("It is unknown since when the security update of %s has been offered.", short(u.GetPackage())))
 	}
-	pending := now.Sub(u.GetFirstSeenAt().AsTime())
+	pending := now.Sub(offeredAt(u).AsTime())
 	if pending < -clockTolerance {
 		return 0, cannotTell("Die Uhr des Geräts geht mehr als einen Tag vor.", "The clock of the device is more than a day fast.")
 	}
@@ -45,7 +59,7 @@ func longestPending(p *posturev1.Patch, now time.Time) (int, error) {
 
 func listedInFull(p *posturev1.Patch) error {
 	switch listed := len(p.GetPending()); {
-	case p.GetInstalledPackages() == 0 && p.GetPackageSystem() != "windows-update":
+	case p.GetInstalledPackages() == 0 && p.GetPackageSystem() != windowsUpdate:
 		return cannotTell("Das Gerät meldet, dass kein einziges Paket installiert ist; die Paketdatenbank wurde also nicht gelesen.",
 			"The device reports not a single installed package, so its package database was not read.")
 	case uint64(listed) != uint64(p.GetPendingSecurity()):
@@ -72,11 +86,11 @@ func pickFirstSeen(p *posturev1.Patch, better func(a, b time.Time) bool) (time.T
 	}
 	var picked time.Time
 	for _, u := range p.GetPending() {
-		if u.GetFirstSeenAt() == nil {
+		if offeredAt(u) == nil {
 			_, err := daysPending(u, time.Time{})
 			return time.Time{}, err
 		}
-		if at := u.GetFirstSeenAt().AsTime(); picked.IsZero() || better(at, picked) {
+		if at := offeredAt(u).AsTime(); picked.IsZero() || better(at, picked) {
 			picked = at
 		}
 	}
@@ -132,4 +146,32 @@ func securityFeedsFresh(p *posturev1.Patch, now time.Time, limit time.Duration) 
 		return false, nil
 	}
 	return unknown == nil, unknown
+}
+
+// searchedWithin says whether Windows has looked for updates, without an error,
+// within limit. It cannot tell when the notebook does not say when it did.
+func searchedWithin(p *posturev1.Patch, now time.Time, limit time.Duration) (bool, error) {
+	at := p.GetWindowsUpdate().GetLastSearchAt()
+	switch {
+	case at == nil:
+		return false, cannotTell("Wann Windows zuletzt nach Updates gesucht hat, ist nicht feststellbar.",
+			"It is unknown when Windows last looked for updates.")
+	case at.AsTime().Sub(now) > clockTolerance:
+		return false, cannotTell("Die Uhr des Geräts geht mehr als einen Tag vor.", "The clock of the device is more than a day fast.")
+	}
+	return now.Sub(at.AsTime()) <= limit, nil
+}
+
+// updateSource is where Windows gets its updates, as policies write it. It
+// cannot tell when the notebook does not say.
+func updateSource(p *posturev1.Patch) (string, error) {
+	switch p.GetWindowsUpdate().GetSource() {
+	case posturev1.UpdateSource_UPDATE_SOURCE_WSUS:
+		return "wsus", nil
+	case posturev1.UpdateSource_UPDATE_SOURCE_WINDOWS_UPDATE_FOR_BUSINESS:
+		return "windows-update-for-business", nil
+	case posturev1.UpdateSource_UPDATE_SOURCE_MICROSOFT:
+		return "microsoft", nil
+	}
+	return "", cannotTell("Woher Windows seine Updates bezieht, ist nicht feststellbar.", "It is unknown where Windows gets its updates.")
 }

@@ -28,7 +28,9 @@ type Policy struct {
 	rules        []rule
 	viewers      []viewer
 	texts        *builtin
-	language     *language
+	// withoutNotice: refusals are not shown on the notebook's screen.
+	withoutNotice bool
+	language      *language
 }
 
 // unitRollout is how far the policy is in force below a unit.
@@ -47,12 +49,7 @@ func Compile(yaml []byte) (*Policy, []*fleetv1.PolicyError) {
 		p = readPolicy(d, top)
 	}
 	if len(d.errs) > 0 {
-		slices.SortStableFunc(d.errs, func(a, b *fleetv1.PolicyError) int {
-			if a.GetLine() != b.GetLine() {
-				return int(a.GetLine()) - int(b.GetLine())
-			}
-			return int(a.GetColumn()) - int(b.GetColumn())
-		})
+		d.sortErrors()
 		return nil, d.errs
 	}
 	return p, nil

@@ -38,6 +38,9 @@ func partReading(path string) string {
 	case below(path, "evidence.vpn.scope_v4"), below(path, "evidence.vpn.scope_v6"),
 		below(path, "evidence.vpn.clients[].scope_v4"), below(path, "evidence.vpn.clients[].scope_v6"):
 		return "evidence.vpn.routing_reading"
+	case below(path, "evidence.patch.pending"), below(path, "evidence.patch.pending_security"),
+		below(path, "evidence.patch.held"), below(path, "evidence.patch.windows_update"):
+		return "evidence.patch.windows_update.reading"
 	}
 	return ""
 }
@@ -152,7 +155,11 @@ func (w *walker) call(c ast.CallExpr) string {
 // look records what a function looks at inside the section it is given, so that
 // findings show it.
 func (w *walker) look(function, path string) {
-	if path != "evidence.patch" {
+	switch {
+	case path == "evidence.firewall" && function == "protects":
+		w.record(path + ".engines")
+		return
+	case path != "evidence.patch":
 		return
 	}
 	switch function {
@@ -160,6 +167,10 @@ func (w *walker) look(function, path string) {
 		w.record(path + ".pending")
 	case "security_feeds_fresh":
 		w.record(path + ".feeds")
+	case "searched_within":
+		w.record(path + ".windows_update.last_search_at")
+	case "update_source":
+		w.record(path + ".windows_update.source")
 	}
 }
 

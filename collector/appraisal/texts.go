@@ -101,6 +101,10 @@ func sectionName(section, lang string) string {
 		de, en = "Gesicherter Start (Secure Boot)", "Secure Boot"
 	case "firewall":
 		de, en = "Firewall", "Firewall"
+	case "antivirus":
+		de, en = "Virenschutz", "Antivirus"
+	case "screen_lock":
+		de, en = "Bildschirmsperre", "Screen lock"
 	}
 	if lang == "de" {
 		return de

@@ -161,15 +161,35 @@ func summary(m proto.Message) string {
 	case *posturev1.Patch:
 		return strconv.Itoa(int(m.GetPendingSecurity())) + " security updates pending, " + strconv.Itoa(int(m.GetInstalledPackages())) + " packages"
 	case *posturev1.Platform:
-		return short(m.GetDistribution() + " " + m.GetVersion())
+		return short(platformSummary(m))
 	case *posturev1.VpnClient:
 		return short(m.GetProduct() + " " + m.GetVersion() + ", installed " + ternaryWord(m.GetInstalled()) + ", session alive " + ternaryWord(m.GetSessionAlive()))
 	case *posturev1.Reading:
 		return short(strings.TrimPrefix(m.GetState().String(), "READING_STATE_") + " " + m.GetReason())
+	case *posturev1.Firewall:
+		return "engines: " + strconv.Itoa(len(m.GetEngines()))
 	case *posturev1.FirewallEngine:
-		return short(m.GetEngine() + ", rules loaded " + ternaryWord(m.GetRulesLoaded()) + ", drops by default " + ternaryWord(m.GetInboundDefaultDrop()))
+		name := strings.TrimSpace(m.GetEngine() + " " + m.GetProfile())
+		return short(name + ", rules loaded " + ternaryWord(m.GetRulesLoaded()) + ", drops by default " + ternaryWord(m.GetInboundDefaultDrop()))
+	case *posturev1.AntivirusProduct:
+		state := strings.ToLower(strings.TrimPrefix(m.GetState().String(), "ANTIVIRUS_STATE_"))
+		return short(m.GetName() + ", " + state + ", up to date " + ternaryWord(m.GetUpToDate()))
+	case *posturev1.WindowsUpdate:
+		return short("last search " + dateWord(m.GetLastSearchAt()) + ", last installation " + dateWord(m.GetLastInstallationAt()))
 	}
 	return "reported"
+}
+
+// platformSummary is the system and, on Windows, what its updates depend on:
+// "windows 24H2, Enterprise, build 26100.8457, Client, hotpatch no".
+func platformSummary(m *posturev1.Platform) string {
+	name := m.GetDistribution() + " " + m.GetVersion()
+	w := m.GetWindows()
+	if w == nil {
+		return name
+	}
+	return name + ", " + m.GetEdition() + ", build " + strconv.Itoa(int(w.GetBuild())) + "." + strconv.Itoa(int(w.GetUbr())) +
+		", " + w.GetInstallationType() + ", hotpatch " + ternaryWord(w.GetHotpatch())
 }
 
 // volumeSummary shows what lies between a volume and the hardware:

@@ -23,7 +23,9 @@ import (
 // every change that the other side must know about:
 //
 //	1: enrolment with a software key, full evidence, delta, heartbeat, renewal.
-const Capability = 1
+//	2: VpnCatalogue. The collector sends one only to agents that say 2 or more;
+//	   the rest of what is new are fields that an older side ignores.
+const Capability = 2
 
 // Sections lists the names of Evidence's sections in the order of their field
 // numbers: "platform", "volumes" and so on.

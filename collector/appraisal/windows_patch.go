@@ -1,0 +1,255 @@
+package appraisal
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
+)
+
+// tableUsable is for how long after its last complete day a table of updates
+// says anything: a month and a few days, because updates come monthly.
+const tableUsable = 35 * day
+
+// position is where a Windows installation stands in the table of updates.
+type position struct {
+	line
+	ubr uint32
+	// at is the installed update itself. When the table does not have it,
+	// interpolated is true and before and after are its neighbours; before is
+	// nil when the table begins later, after when it ends earlier.
+	at, before, after *windowsUpdateRow
+	interpolated      bool
+	// exposed is the oldest update with security fixes that is not installed.
+	exposed *windowsUpdateRow
+}
+
+// trackOf finds the track of an installation: which one it is depends on what
+// was installed and how it is updated, never on the build alone.
+func (t *windowsTable) trackOf(p *posturev1.Platform) (line, error) {
+	w := p.GetWindows()
+	at := line{build: w.GetBuild()}
+	kind := w.GetInstallationType()
+	switch {
+	case p.GetOperatingSystem() != posturev1.OperatingSystem_OPERATING_SYSTEM_WINDOWS:
+		return at, cannotTell("Das Gerät läuft nicht mit Windows.", "The device does not run Windows.")
+	case w.GetBuild() == 0 || w.GetUbr() == 0:
+		return at, cannotTell("Der Build von Windows ist nicht feststellbar.", "The build of Windows is unknown.")
+	case strings.HasPrefix(kind, "Server"):
+		at.track = trackServer
+	case kind == "Client":
+		at.track = trackClient
+	default:
+		return at, cannotTell(fmt.Sprintf("Die Installationsart von Windows („%s“) ist nicht bekannt.", short(kind)),
+			fmt.Sprintf("The installation type of Windows (%q) is not known.", short(kind)))
+	}
+	_, hotpatches := t.updates[line{at.build, trackHotpatch}]
+	switch {
+	case w.GetHotpatch() == posturev1.Ternary_TERNARY_YES && at.track == trackServer:
+		// Hotpatches for servers count apart from those for clients.
+		return at, cannotTell("Für Server, die Hotpatches erhalten, liegt keine Tabelle vor.", "There is no table for servers that take hotpatches.")
+	case w.GetHotpatch() == posturev1.Ternary_TERNARY_YES:
+		at.track = trackHotpatch
+	case w.GetHotpatch() == posturev1.Ternary_TERNARY_UNSPECIFIED && at.track == trackClient && hotpatches:
+		return at, cannotTell("Ob das Gerät Hotpatches erhält, ist nicht feststellbar; für diesen Build macht das einen Unterschied.",
+			"It is unknown whether the device takes hotpatches, which makes a difference on this build.")
+	case at.track == trackClient && isLTSC(p.GetEdition()):
+		// LTSC takes the same cumulative updates, unless the table says otherwise.
+		if _, own := t.updates[line{at.build, trackLTSC}]; own {
+			at.track = trackLTSC
+		}
+	}
+	return at, nil
+}
+
+// isLTSC knows the editions of the long-term servicing channel: EnterpriseS,
+// EnterpriseSN, IoTEnterpriseS.
+func isLTSC(edition string) bool {
+	return strings.HasSuffix(strings.TrimSuffix(edition, "N"), "EnterpriseS")
+}
+
+// usable says whether the table may be relied on.
+func (t *windowsTable) usable(now time.Time) error {
+	switch {
+	case t.asOf.IsZero():
+		return cannotTell("Es liegt keine Tabelle der Windows-Updates vor.", "There is no table of Windows updates.")
+	case now.Sub(t.asOf) > tableUsable:
+		return cannotTell(
+			fmt.Sprintf("Die Tabelle der Windows-Updates reicht nur bis zum %s und ist damit zu alt.", dateDE(t.asOf)),
+			fmt.Sprintf("The table of Windows updates ends on %s and is too old.", dateEN(t.asOf)))
+	}
+	return nil
+}
+
+// locate finds where an installation stands. It cannot tell when the table is
+// too old or does not know the build on its track.
+func (r *References) locate(p *posturev1.Platform, now time.Time) (position, error) {
+	t := r.windowsTable()
+	if err := t.usable(now); err != nil {
+		return position{}, err
+	}
+	at, err := t.trackOf(p)
+	if err != nil {
+		return position{}, err
+	}
+	rows := t.updates[at]
+	if len(rows) == 0 {
+		return position{}, cannotTell(
+			fmt.Sprintf("Zu Windows-Build %d (%s) liegen keine Referenzwerte vor.", at.build, at.track),
+			fmt.Sprintf("There are no reference values for Windows build %d (%s).", at.build, at.track))
+	}
+	return find(rows, at, p.GetWindows().GetUbr()), nil
+}
+
+// find brackets a revision in the rows of its line, which are sorted.
+func find(rows []windowsUpdateRow, at line, ubr uint32) position {
+	pos := position{line: at, ubr: ubr, interpolated: true}
+	for i := range rows {
+		row := &rows[i]
+		switch {
+		case row.ubr == ubr:
+			pos.at, pos.interpolated = row, false
+		case row.ubr < ubr:
+			pos.before = row
+		default:
+			if pos.after == nil {
+				pos.after = row
+			}
+			if row.class.secure() && (pos.exposed == nil || row.released.Before(pos.exposed.released)) {
+				pos.exposed = row
+			}
+		}
+	}
+	return pos
+}
+
+// exposureDays is for how many full days an update with security fixes has been
+// out that is not installed: today − min(release date of the security updates
+// that are newer on the build and track), 0 when there is none.
+func exposureDays(p *posturev1.Platform, r *References, now time.Time) (int, error) {
+	pos, err := r.locate(p, now)
+	if err != nil || pos.exposed == nil {
+		return 0, err
+	}
+	return daysSince(pos.exposed.released, now), nil
+}
+
+// contentAge is how many full days ago the installed update was released. Of
+// one that the table does not have, the neighbour before it counts: it may be
+// newer, never older. It cannot tell when the table begins later.
+func contentAge(p *posturev1.Platform, r *References, now time.Time) (int, error) {
+	pos, err := r.locate(p, now)
+	if err != nil {
+		return 0, err
+	}
+	row := pos.at
+	if row == nil {
+		row = pos.before
+	}
+	if row == nil {
+		return 0, cannotTell(
+			fmt.Sprintf("Windows-Build %d.%d ist älter als die Tabelle der Windows-Updates.", pos.build, pos.ubr),
+			fmt.Sprintf("Windows build %d.%d is older than the table of Windows updates.", pos.build, pos.ubr))
+	}
+	return daysSince(row.released, now), nil
+}
+
+// daysSince is how many full days lie between the start of a day and now.
+func daysSince(date, now time.Time) int { return int(max(now.Sub(date), 0) / day) }
+
+// patchPlace is where an installation stands, in words for the reason of a
+// finding: "26100.8500, zwischen .8457 vom 12.05.2026 und .8524 vom 26.05.2026".
+func patchPlace(p *posturev1.Platform, r *References, now time.Time, lang string) (string, error) {
+	pos, err := r.locate(p, now)
+	if err != nil {
+		return "", err
+	}
+	name := fmt.Sprintf("%d.%d", pos.build, pos.ubr)
+	if pos.track != trackClient {
+		name += " " + string(pos.track)
+	}
+	if lang == "de" {
+		return name + ", " + pos.place("vom ", "ohne eigene Zeile in der Tabelle, eingeordnet ", "zwischen ", " und ", "vor ", "nach ", dateDE), nil
+	}
+	return name + ", " + pos.place("of ", "with no row of its own in the table, placed ", "between ", " and ", "before ", "after ", dateEN), nil
+}
+
+func (pos position) place(of, interpolated, between, and, before, after string, date func(time.Time) string) string {
+	row := func(u *windowsUpdateRow) string {
+		return strings.TrimSuffix(fmt.Sprintf(".%d %s%s, %s", u.ubr, of, date(u.released), u.kb), ", ")
+	}
+	switch {
+	case pos.at != nil:
+		return strings.TrimSuffix(of+date(pos.at.released)+", "+pos.at.kb, ", ")
+	case pos.before != nil && pos.after != nil:
+		return interpolated + between + row(pos.before) + and + row(pos.after)
+	case pos.after != nil:
+		return interpolated + before + row(pos.after)
+	}
+	return interpolated + after + row(pos.before)
+}
+
+// ringDays is for how many full days the installation has been behind the build
+// that the provider approved for it; 0 when it is not behind. It cannot tell
+// when the provider has approved nothing for the build and track.
+func ringDays(p *posturev1.Platform, r *References, groups []string, now time.Time) (int, error) {
+	t := r.windowsTable()
+	at, err := t.trackOf(p)
+	if err != nil {
+		return 0, err
+	}
+	row := t.approved(at, groups)
+	switch {
+	case row == nil:
+		return 0, cannotTell(
+			fmt.Sprintf("Für Windows-Build %d (%s) ist kein freigegebener Stand hinterlegt.", at.build, at.track),
+			fmt.Sprintf("No approved level is on record for Windows build %d (%s).", at.build, at.track))
+	case p.GetWindows().GetUbr() >= row.ubr:
+		return 0, nil
+	}
+	return max(daysSince(row.approved, now), 1), nil
+}
+
+// approved is the row of the ring for a line: the first of the file that names
+// a group of the asset, else the one without groups; nil when there is none.
+func (t *windowsTable) approved(at line, groups []string) *ringRow {
+	var all *ringRow
+	for i := range t.ring {
+		row := &t.ring[i]
+		switch {
+		case row.line != at:
+		case len(row.groups) == 0:
+			all = row
+		case slices.ContainsFunc(row.groups, func(g string) bool { return slices.Contains(groups, g) }):
+			return row
+		}
+	}
+	return all
+}
+
+// endOfWindows is the first moment without support. Extended support counts
+// only when the notebook proves that it has it.
+func (r *References) endOfWindows(p *posturev1.Platform) (time.Time, error) {
+	w := p.GetWindows()
+	t := r.windowsTable()
+	s, ok := t.lifecycle[edition{w.GetBuild(), p.GetEdition()}]
+	if !ok {
+		s, ok = t.lifecycle[edition{build: w.GetBuild()}]
+	}
+	if !ok {
+		name := short(fmt.Sprintf("Windows %s %s, Build %d", p.GetVersion(), p.GetEdition(), w.GetBuild()))
+		return time.Time{}, cannotTell(
+			fmt.Sprintf("Für das Betriebssystem „%s“ ist kein Ende der Unterstützung hinterlegt.", name),
+			fmt.Sprintf("No end of support is on record for the operating system %q.", name))
+	}
+	last := s.last
+	if w.GetExtendedSupport() == posturev1.Ternary_TERNARY_YES && s.extended.After(last) {
+		last = s.extended
+	}
+	return last.Add(day), nil
+}
+
+func dateDE(t time.Time) string { return t.UTC().Format("02.01.2006") }
+func dateEN(t time.Time) string { return t.UTC().Format("2 January 2006") }
