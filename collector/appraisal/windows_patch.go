@@ -17,11 +17,10 @@ const tableUsable = 35 * day
 type position struct {
 	line
 	ubr uint32
-	// at is the installed update itself. When the table does not have it,
-	// interpolated is true and before and after are its neighbours; before is
-	// nil when the table begins later, after when it ends earlier.
+	// at is the installed update itself, nil when the table does not have it:
+	// then its place is interpolated between before and after. before is nil
+	// when the table begins later, after when it ends earlier.
 	at, before, after *windowsUpdateRow
-	interpolated      bool
 	// exposed is the oldest update with security fixes that is not installed.
 	exposed *windowsUpdateRow
 }
@@ -105,12 +104,12 @@ func (r *References) locate(p *posturev1.Platform, now time.Time) (position, err
 
 // find brackets a revision in the rows of its line, which are sorted.
 func find(rows []windowsUpdateRow, at line, ubr uint32) position {
-	pos := position{line: at, ubr: ubr, interpolated: true}
+	pos := position{line: at, ubr: ubr}
 	for i := range rows {
 		row := &rows[i]
 		switch {
 		case row.ubr == ubr:
-			pos.at, pos.interpolated = row, false
+			pos.at = row
 		case row.ubr < ubr:
 			pos.before = row
 		default:
@@ -160,7 +159,8 @@ func contentAge(p *posturev1.Platform, r *References, now time.Time) (int, error
 func daysSince(date, now time.Time) int { return int(max(now.Sub(date), 0) / day) }
 
 // patchPlace is where an installation stands, in words for the reason of a
-// finding: "26100.8500, zwischen .8457 vom 12.05.2026 und .8524 vom 26.05.2026".
+// finding: "26100.8500, nicht in der Tabelle: zwischen .8457 vom 12.05.2026 und
+// .8524 vom 26.05.2026".
 func patchPlace(p *posturev1.Platform, r *References, now time.Time, lang string) (string, error) {
 	pos, err := r.locate(p, now)
 	if err != nil {
@@ -170,25 +170,40 @@ func patchPlace(p *posturev1.Platform, r *References, now time.Time, lang string
 	if pos.track != trackClient {
 		name += " " + string(pos.track)
 	}
+	w := englishPlaces
 	if lang == "de" {
-		return name + ", " + pos.place("vom ", "ohne eigene Zeile in der Tabelle, eingeordnet ", "zwischen ", " und ", "vor ", "nach ", dateDE), nil
+		w = germanPlaces
 	}
-	return name + ", " + pos.place("of ", "with no row of its own in the table, placed ", "between ", " and ", "before ", "after ", dateEN), nil
+	return name + ", " + pos.words(w), nil
 }
 
-func (pos position) place(of, interpolated, between, and, before, after string, date func(time.Time) string) string {
-	row := func(u *windowsUpdateRow) string {
-		return strings.TrimSuffix(fmt.Sprintf(".%d %s%s, %s", u.ubr, of, date(u.released), u.kb), ", ")
+// placeWords are formats for revision and date of rows, in one language.
+type placeWords struct {
+	exact, between, before, after string
+	date                          func(time.Time) string
+}
+
+var (
+	germanPlaces = placeWords{
+		"vom %s", "nicht in der Tabelle: zwischen .%d vom %s und .%d vom %s",
+		"nicht in der Tabelle: vor .%d vom %s", "nicht in der Tabelle: nach .%d vom %s", dateDE,
 	}
+	englishPlaces = placeWords{
+		"of %s", "not in the table: between .%d of %s and .%d of %s",
+		"not in the table: before .%d of %s", "not in the table: after .%d of %s", dateEN,
+	}
+)
+
+func (pos position) words(w placeWords) string {
 	switch {
 	case pos.at != nil:
-		return strings.TrimSuffix(of+date(pos.at.released)+", "+pos.at.kb, ", ")
+		return strings.TrimSuffix(fmt.Sprintf(w.exact, w.date(pos.at.released))+", "+pos.at.kb, ", ")
 	case pos.before != nil && pos.after != nil:
-		return interpolated + between + row(pos.before) + and + row(pos.after)
+		return fmt.Sprintf(w.between, pos.before.ubr, w.date(pos.before.released), pos.after.ubr, w.date(pos.after.released))
 	case pos.after != nil:
-		return interpolated + before + row(pos.after)
+		return fmt.Sprintf(w.before, pos.after.ubr, w.date(pos.after.released))
 	}
-	return interpolated + after + row(pos.before)
+	return fmt.Sprintf(w.after, pos.before.ubr, w.date(pos.before.released))
 }
 
 // ringDays is for how many full days the installation has been behind the build

@@ -80,15 +80,15 @@ func TestExposureIsCountedFromTheOldestMissingSecurityUpdate(t *testing.T) {
 		"an out-of-band security fix is missing":  {windows(8655), since(6, 23), since(6, 9), "26100.8655, vom 09.06.2026, KB5094126"},
 		"one month behind":                        {windows(8457), since(6, 9), since(5, 12), "26100.8457, vom 12.05.2026, KB5089549"},
 		"a preview carries no security fixes":     {windows(8328), since(5, 12), since(4, 30), "26100.8328, vom 30.04.2026, KB5083631"},
-		"not in the table: between its rows":      {windows(8500), since(6, 9), since(5, 12), "eingeordnet zwischen .8457 vom 12.05.2026, KB5089549 und .8655 vom 09.06.2026, KB5094126"},
-		"not in the table: after its end":         {windows(8900), 0, since(6, 30), "eingeordnet nach .8800 vom 30.06.2026"},
-		"not in the table: before its beginning":  {windows(1742), since(4, 14), -1, "eingeordnet vor .8246 vom 14.04.2026"},
+		"not in the table: between its rows":      {windows(8500), since(6, 9), since(5, 12), "26100.8500, nicht in der Tabelle: zwischen .8457 vom 12.05.2026 und .8655 vom 09.06.2026"},
+		"not in the table: after its end":         {windows(8900), 0, since(6, 30), "nicht in der Tabelle: nach .8800 vom 30.06.2026"},
+		"not in the table: before its beginning":  {windows(1742), since(4, 14), -1, "nicht in der Tabelle: vor .8246 vom 14.04.2026"},
 		"server on its own track":                 {windows(32860, server), since(6, 9), since(5, 12), "26100.32860 server, vom 12.05.2026"},
 		"server is not taken for a newer client":  {windows(32995, server), 0, since(6, 9), "26100.32995 server"},
-		"a client's revision on a server is old":  {windows(8800, server), since(5, 12), -1, "server, ohne eigene Zeile"},
+		"a client's revision on a server is old":  {windows(8800, server), since(5, 12), -1, "server, nicht in der Tabelle: vor .32860"},
 		"hotpatch of May is all there is":         {windows(8390, hotpatch(ternaryYes)), 0, since(5, 12), "26100.8390 hotpatch, vom 12.05.2026, KB5089466"},
-		"the same revision without hotpatches":    {windows(8390), since(5, 12), since(4, 30), "eingeordnet zwischen .8328"},
-		"hotpatched, with the full update of May": {windows(8457, hotpatch(ternaryYes)), 0, since(5, 12), "eingeordnet nach .8390"},
+		"the same revision without hotpatches":    {windows(8390), since(5, 12), since(4, 30), "zwischen .8328"},
+		"hotpatched, with the full update of May": {windows(8457, hotpatch(ternaryYes)), 0, since(5, 12), "nach .8390"},
 		"LTSC takes the client's updates":         {windows(8457, edit("EnterpriseS")), since(6, 9), since(5, 12), "26100.8457, vom"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -271,7 +271,7 @@ func TestAWindowsNotebookAndTheShippedPolicy(t *testing.T) {
 		reason  string
 	}{
 		{"good", "windows-behind-vendor", func(*posturev1.Evidence) {}, passes, admit, ""},
-		{"months behind the vendor", "windows-behind-vendor", func(ev *posturev1.Evidence) { ev.Platform = windows(8500) }, fails, quarantine, "placed between .8457 of 12 May 2026, KB5089549 and .8655"},
+		{"months behind the vendor", "windows-behind-vendor", func(ev *posturev1.Evidence) { ev.Platform = windows(8500) }, fails, quarantine, "26100.8500, not in the table: between .8457 of 12 May 2026 and .8524 of 26 May 2026)"},
 		{"a build nobody knows", "windows-behind-vendor", func(ev *posturev1.Evidence) { ev.Platform.Windows.Build = 27000 }, isUnknown, deny, "no reference values for Windows build 27000"},
 		{"behind the ring only", "windows-behind-ring", func(ev *posturev1.Evidence) { ev.Platform = windows(8246) }, fails, quarantine, "approved level for"},
 		{"apt's sources are no matter of Windows", "security-feed-configured", func(*posturev1.Evidence) {}, doesNotApply, admit, ""},
