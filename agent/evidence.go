@@ -15,7 +15,9 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"pfoertner/agent/identity"
 	"pfoertner/agent/probe"
+	"pfoertner/agent/session"
 	"pfoertner/agent/status"
 	"pfoertner/internal/posture"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
@@ -39,7 +41,7 @@ func newEvidence(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 		if *raw != "" && *replay != "" {
 			return errors.New("--raw and --replay exclude each other")
 		}
-		host, options := probe.NewHost(), probe.Options{AgentVersion: version, Ledger: sightings(c)}
+		host, options := probe.NewHost(), probe.Options{AgentVersion: version, Ledger: sightings(c), VPNCatalogue: clients(c)}
 		switch {
 		case *raw != "":
 			return writeCapture(ctx, host, options, *raw, out)
@@ -75,6 +77,19 @@ func sightings(c config) probe.Ledger {
 		return nil
 	}
 	return l
+}
+
+// clients are the VPN clients that the collector told the service of; none for
+// who may not read its state.
+func clients(c config) *probe.VPNCatalogue {
+	told := &probe.VPNCatalogue{}
+	if _, err := os.Stat(c.StateDir); err != nil {
+		return told
+	}
+	if state, err := identity.Open(c.StateDir, identity.Software{}); err == nil {
+		_ = session.RestoreVPNCatalogue(state, told, time.Now()) // what does not hold up is not used
+	}
+	return told
 }
 
 type readOnly struct{ probe.FileLedger }

@@ -144,13 +144,15 @@ func (k *keeper) once(ctx context.Context) error {
 	bell := notice.New(notice.Options{Screens: notice.NewScreens(), File: c.notices(), Now: time.Now, Log: k.log})
 	parts.Go(func() { bell.Run(ctx) })
 	k.log.Info("agent started", "version", version, "collector", c.Collector)
+	catalogue := &probe.VPNCatalogue{}
 	err = session.Run(ctx, session.Options{
 		Target: c.target(), State: state, Enrolment: c.enrolment,
 		Collector: probe.NewCollector(probe.NewHost(), probe.Probes(probe.Options{
 			AgentVersion: version,
 			Ledger:       probe.FileLedger{Path: c.ledger()},
+			VPNCatalogue: catalogue,
 		})),
-		Watcher: probe.NewWatcher(),
+		Watcher: probe.NewWatcher(), VPNCatalogue: catalogue,
 		Board:   audience{board, bell}, Log: k.log,
 	})
 	if err != nil {
