@@ -104,12 +104,17 @@ func texts(v *ole.VARIANT) ([]string, error) {
 	return list, nil
 }
 
-// call runs one method by SWbemObject.ExecMethod_. The list of methods is asked
-// here, at the last place before Windows.
+// call asks the list of methods, then Windows. It is the only caller of
+// execute.
 func (w wmiInstance) call(method string, in ...wmiArgument) (wmiObject, error) {
 	if err := mayCall(method); err != nil {
 		return nil, err
 	}
+	return w.execute(method, in)
+}
+
+// execute runs one method by SWbemObject.ExecMethod_.
+func (w wmiInstance) execute(method string, in []wmiArgument) (wmiObject, error) {
 	arguments := []any{method}
 	if len(in) > 0 {
 		parameters, err := w.parameters(method, in)
