@@ -153,7 +153,7 @@ func (k *keeper) once(ctx context.Context) error {
 			VPNCatalogue: catalogue,
 		})),
 		Watcher: probe.NewWatcher(), VPNCatalogue: catalogue,
-		Board:   audience{board, bell}, Log: k.log,
+		Board: audience{board, bell}, Log: k.log,
 	})
 	if err != nil {
 		board.Connection(status.Broken)

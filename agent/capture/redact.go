@@ -124,13 +124,13 @@ const (
 )
 
 func (r *redactor) system(s probe.SystemInfo) probe.SystemInfo {
-	s.OS = word(s.OS, "windows|linux")
-	s.Platform = word(s.Platform, `Microsoft Windows (10|11|Server [0-9]{4})[ A-Za-z0-9]{0,40}|[a-z-]{1,20}`)
-	s.PlatformFamily = word(s.PlatformFamily, `[A-Za-z]{1,20}( [A-Za-z]{1,20})?`)
+	s.OS = word(s.OS, "windows")
+	s.Platform = word(s.Platform, `Microsoft Windows (10|11|Server [0-9]{4})( (Home|Pro|Education|Enterprise|Standard|Datacenter|IoT|LTSC|Evaluation|Azure|Edition|Core|Multi-Session|Workstations|for|N)){0,5}`)
+	s.PlatformFamily = word(s.PlatformFamily, `Standalone Workstation|Workstation|Server|Server \(Domain Controller\)`)
 	s.Version = word(s.Version, `[0-9.]{1,20}( Build [0-9.]{1,20})?`)
-	s.KernelVersion = word(s.KernelVersion, `[0-9.]{1,20}( Build [0-9.]{1,20})?|[0-9][0-9A-Za-z.+~_-]{0,60}`)
-	s.KernelArch = word(s.KernelArch, `[a-z0-9_]{1,16}`)
-	s.Virtualization = word(s.Virtualization, `[a-z0-9_-]{1,20}`)
+	s.KernelVersion = word(s.KernelVersion, `[0-9.]{1,20}( Build [0-9.]{1,20})?`)
+	s.KernelArch = word(s.KernelArch, "x86_64|aarch64|arm64|amd64|i[3-6]86")
+	s.Virtualization = word(s.Virtualization, "hyperv|kvm|qemu|vmware|vbox|xen|parallels")
 	s.VirtualRole = word(s.VirtualRole, "guest|host")
 	return s
 }
@@ -170,7 +170,7 @@ func windowsOwn() map[string]string {
 }
 
 func (r *redactor) encryptable(volumes []probe.EncryptableVolume) []probe.EncryptableVolume {
-	kept := slices.Concat([]probe.EncryptableVolume{}, volumes)
+	kept := append([]probe.EncryptableVolume{}, volumes...)
 	for i := range kept {
 		v := &kept[i]
 		v.Volume = r.volumes.of(v.Volume)
@@ -184,7 +184,7 @@ func (r *redactor) encryptable(volumes []probe.EncryptableVolume) []probe.Encryp
 }
 
 func (r *redactor) disks(volumes []probe.DiskVolume) []probe.DiskVolume {
-	kept := slices.Concat([]probe.DiskVolume{}, volumes)
+	kept := append([]probe.DiskVolume{}, volumes...)
 	for i := range kept {
 		v := &kept[i]
 		v.Volume = r.volumes.of(v.Volume)
@@ -196,7 +196,7 @@ func (r *redactor) disks(volumes []probe.DiskVolume) []probe.DiskVolume {
 }
 
 func (r *redactor) updates(s probe.UpdateSearch) probe.UpdateSearch {
-	s.Pending = slices.Concat([]probe.OfferedUpdate{}, s.Pending)
+	s.Pending = append([]probe.OfferedUpdate{}, s.Pending...)
 	for i := range s.Pending {
 		u := &s.Pending[i]
 		u.KBs, u.Categories = slices.Clone(u.KBs), slices.Clone(u.Categories)
@@ -215,7 +215,7 @@ func (r *redactor) updates(s probe.UpdateSearch) probe.UpdateSearch {
 // services keeps a name that was asked for whole, and of one that was asked
 // for by its beginning only that: people name their tunnels.
 func (r *redactor) services(asked string, services []probe.Service) []probe.Service {
-	kept := slices.Concat([]probe.Service{}, services)
+	kept := append([]probe.Service{}, services...)
 	for i := range kept {
 		s := &kept[i]
 		s.Name = strings.TrimSuffix(asked, "*")
@@ -252,7 +252,7 @@ func (r *redactor) program(p probe.Program) probe.Program {
 }
 
 func (r *redactor) dialups(connections []probe.Dialup) []probe.Dialup {
-	kept := slices.Concat([]probe.Dialup{}, connections)
+	kept := append([]probe.Dialup{}, connections...)
 	for i := range kept {
 		kept[i].DeviceType = word(kept[i].DeviceType, "(?i:vpn|pppoe|modem|isdn|x25|generic|serial|framerelay|atm|sonet|sw56|irda|parallel|ppp)")
 	}
@@ -270,7 +270,7 @@ func (r *redactor) variable(name string, content []byte) []byte {
 }
 
 func (r *redactor) antivirus(a probe.SecurityAnswer) probe.SecurityAnswer {
-	a.Products = slices.Concat([]probe.SecurityProduct{}, a.Products)
+	a.Products = append([]probe.SecurityProduct{}, a.Products...)
 	for i := range a.Products {
 		a.Products[i].Name = word(a.Products[i].Name, shapeName)
 	}

@@ -10,13 +10,13 @@ import (
 )
 
 func (r *redactor) links(links []probe.Link) []probe.Link {
-	kept := slices.Concat([]probe.Link{}, links)
+	kept := append([]probe.Link{}, links...)
 	for i := range kept {
 		l := &kept[i]
 		l.Name = fmt.Sprint("link-", i)
-		l.Kind = word(l.Kind, `[a-z0-9_-]{1,16}`)
+		l.Kind = word(l.Kind, "tun|tap|wireguard|ppp|xfrm|vti6?|ovpn(-dco)?")
 		l.Description = adapter(l.Description)
-		l.OperState = word(l.OperState, "[a-z]{1,16}")
+		l.OperState = word(l.OperState, "up|down|unknown|dormant|testing|notpresent|lowerlayerdown")
 		l.Addresses = r.addresses.prefixes(l.Addresses)
 	}
 	return kept
@@ -25,8 +25,8 @@ func (r *redactor) links(links []probe.Link) []probe.Link {
 // adapter keeps what VPN clients and Windows call their adapters; hardware is
 // of no concern.
 func adapter(description string) string {
-	const known = `(TAP-Windows|TAP-|OpenVPN|Wintun|WireGuard|Cisco|Fortinet|PANGP|NCP|Sophos|Juniper|Pulse|Ivanti|Check Point|F5|SonicWall|Zscaler|Netskope|genua|WAN Miniport|Hyper-V|Microsoft)`
-	if regexp.MustCompile(`^` + known + `[A-Za-z0-9 ._()#/-]{0,80}$`).MatchString(description) {
+	const makers = `(TAP-|OpenVPN|Wintun|WireGuard|Cisco|Fortinet|PANGP|NCP|Sophos|Juniper|Pulse|Ivanti|Check Point|F5|SonicWall|Zscaler|Netskope|genua|WAN Miniport|Hyper-V|Microsoft)`
+	if regexp.MustCompile(`^` + makers + `[A-Za-z0-9 ._()#/-]{0,80}$`).MatchString(description) {
 		return description
 	}
 	if description == "" {
@@ -42,7 +42,7 @@ func (r *redactor) route(route probe.Route) probe.Route {
 }
 
 func (r *redactor) policies(policies []probe.IPsecPolicy) []probe.IPsecPolicy {
-	kept := slices.Concat([]probe.IPsecPolicy{}, policies)
+	kept := append([]probe.IPsecPolicy{}, policies...)
 	for i := range kept {
 		p := &kept[i]
 		p.Direction = word(p.Direction, "in|out|fwd")
@@ -52,7 +52,7 @@ func (r *redactor) policies(policies []probe.IPsecPolicy) []probe.IPsecPolicy {
 }
 
 func (r *redactor) wireGuard(links []probe.WireGuardLink) []probe.WireGuardLink {
-	kept := slices.Concat([]probe.WireGuardLink{}, links)
+	kept := append([]probe.WireGuardLink{}, links...)
 	for i := range kept {
 		kept[i].AllowedIPs = r.addresses.prefixes(kept[i].AllowedIPs)
 	}
