@@ -32,10 +32,7 @@ func (mountedDisks) Volumes(ctx context.Context) ([]DiskVolume, error) {
 			return nil, err
 		}
 		volume := windows.UTF16ToString(name[:])
-		v, err := diskVolume(volume)
-		if err != nil {
-			return nil, err
-		}
+		v := diskVolume(volume)
 		v.System = strings.EqualFold(volume, system)
 		found = append(found, v)
 		err = windows.FindNextVolume(find, &name[0], uint32(len(name)))
@@ -69,31 +66,36 @@ func systemVolume() (string, error) {
 }
 
 // diskVolume reads one volume. What is known to be no fixed disk is not touched
-// beyond its type: an empty drive answers after seconds or not at all.
-func diskVolume(volume string) (DiskVolume, error) {
+// beyond its type: an empty drive answers after seconds or not at all. What a
+// volume that just goes away does not tell is its problem alone.
+func diskVolume(volume string) DiskVolume {
+	v := DiskVolume{Volume: volume}
 	path, err := windows.UTF16PtrFromString(volume)
 	if err != nil {
-		return DiskVolume{}, fmt.Errorf("naming a volume: %w", err)
+		v.Problem = fmt.Sprintf("naming the volume: %v", err)
+		return v
 	}
-	v := DiskVolume{Volume: volume, DriveType: windows.GetDriveType(path)}
-	if v.Letters, err = mountPoints(path); err != nil {
-		return v, err
-	}
+	v.DriveType = windows.GetDriveType(path)
+	var errMounts, errSystem, errType error
+	v.Letters, errMounts = mountPoints(path)
 	switch v.DriveType {
 	case windows.DRIVE_REMOVABLE, windows.DRIVE_REMOTE, windows.DRIVE_CDROM, windows.DRIVE_RAMDISK:
-		return v, nil
+	default:
+		v.FileSystem, errSystem = fileSystem(path)
+		v.PartitionType, errType = partitionType(volume)
 	}
-	var problems []string
-	var fileSystem [windows.MAX_PATH + 1]uint16
-	if err := windows.GetVolumeInformation(path, nil, 0, nil, nil, nil, &fileSystem[0], uint32(len(fileSystem))); err != nil {
-		problems = append(problems, fmt.Sprintf("reading the file system's type: %v", err))
+	if err := errors.Join(errMounts, errSystem, errType); err != nil {
+		v.Problem = oneLine(err.Error())
 	}
-	v.FileSystem = windows.UTF16ToString(fileSystem[:])
-	if v.PartitionType, err = partitionType(volume); err != nil {
-		problems = append(problems, err.Error())
+	return v
+}
+
+func fileSystem(volume *uint16) (string, error) {
+	var name [windows.MAX_PATH + 1]uint16
+	if err := windows.GetVolumeInformation(volume, nil, 0, nil, nil, nil, &name[0], uint32(len(name))); err != nil {
+		return "", fmt.Errorf("reading the file system's type: %w", err)
 	}
-	v.Problem = strings.Join(problems, "; ")
-	return v, nil
+	return windows.UTF16ToString(name[:]), nil
 }
 
 // mountPoints counts the letters and folders that lead to a volume.
@@ -107,7 +109,7 @@ func mountPoints(volume *uint16) (int, error) {
 			continue
 		}
 		if err != nil {
-			return 0, fmt.Errorf("listing a volume's mount points: %w", err)
+			return 0, fmt.Errorf("listing the mount points: %w", err)
 		}
 		return countTexts(names), nil
 	}

@@ -16,6 +16,7 @@ import (
 // controlManager asks the service control manager, for reading only.
 type controlManager struct{}
 
+// Matching returns what could be read beside an error.
 func (controlManager) Matching(ctx context.Context, names ...string) ([]Service, error) {
 	manager, err := windows.OpenSCManager(nil, nil, windows.SC_MANAGER_CONNECT|windows.SC_MANAGER_ENUMERATE_SERVICE)
 	if err != nil {
@@ -23,18 +24,22 @@ func (controlManager) Matching(ctx context.Context, names ...string) ([]Service,
 	}
 	defer windows.CloseServiceHandle(manager)
 	var found []Service
-	err = eachService(manager, func(name string, state uint32) error {
+	var errs []error
+	errs = append(errs, eachService(manager, func(name string, state uint32) error {
 		if !serviceNamed(name, names) {
 			return ctx.Err()
 		}
 		s := Service{Name: name, State: state}
-		if err := configuration(manager, &s); err != nil {
-			return fmt.Errorf("reading a service's configuration: %w", err)
+		switch err := configuration(manager, &s); {
+		case errors.Is(err, windows.ERROR_SERVICE_DOES_NOT_EXIST): // removed meanwhile
+		case err != nil:
+			errs = append(errs, fmt.Errorf("reading a service's configuration: %w", err))
+		default:
+			found = append(found, s)
 		}
-		found = append(found, s)
 		return ctx.Err()
-	})
-	return found, err
+	}))
+	return found, errors.Join(errs...)
 }
 
 // eachService lists services and drivers: some clients are only a driver.

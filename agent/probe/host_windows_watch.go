@@ -87,6 +87,11 @@ func watchBitLocker(ctx context.Context, changed func(...string)) error {
 			return fmt.Errorf("subscribing to events: %w", err)
 		}
 		defer release()
+		// The event is set when there is something to take again: what is there
+		// already has to be taken first.
+		if err := log.drain(subscriptions[i]); err != nil {
+			return fmt.Errorf("reading events: %w", err)
+		}
 	}
 	for {
 		i, err := e.wait(ctx)
