@@ -30,7 +30,11 @@ func newInstall(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := service.Install("run", "--config", name); err != nil {
+		arguments := []string{"run"}
+		if name != defaults().config {
+			arguments = append(arguments, "--config", name) // has to be there then
+		}
+		if err := service.Install(arguments...); err != nil {
 			return err
 		}
 		if err := service.Start(); err != nil {

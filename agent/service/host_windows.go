@@ -25,64 +25,68 @@ func Assert() ([]string, error) {
 		return nil, fmt.Errorf("opening service: %w", err)
 	}
 	defer s.Close()
-	have, config, err := read(s)
-	if err != nil {
-		return nil, err
-	}
+	have, known := read(s)
 	want := wanted()
 	different := want.differences(have)
 	if len(different) == 0 {
 		return nil, nil
 	}
-	return different, write(s, config, want)
+	// What could not be read is set all the same.
+	return different, errors.Join(known, write(s, want))
 }
 
-func read(s *mgr.Service) (have settings, config mgr.Config, err error) {
-	if config, err = s.Config(); err != nil {
-		return have, config, fmt.Errorf("reading service configuration: %w", err)
-	}
-	have.Delayed = config.DelayedAutoStart
-	actions, err := s.RecoveryActions()
-	if err != nil {
-		return have, config, fmt.Errorf("reading recovery actions: %w", err)
-	}
-	for _, a := range actions {
-		if a.Type != mgr.ServiceRestart {
-			have.Restarts = append(have.Restarts, -1) // some other action: never what is wanted
-			continue
+// read returns what the manager knows. What it does not tell is zero, which is
+// never what is wanted.
+func read(s *mgr.Service) (settings, error) {
+	var have settings
+	var errs []error
+	told := func(err error) bool {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("reading service settings: %w", err))
 		}
-		have.Restarts = append(have.Restarts, a.Delay)
+		return err == nil
 	}
-	reset, err := s.ResetPeriod()
-	if err != nil {
-		return have, config, fmt.Errorf("reading recovery actions: %w", err)
+	if config, err := s.Config(); told(err) {
+		// An administrator who has disabled the service or starts it by hand
+		// keeps that: delay is a property of automatic start alone.
+		have.Delayed = config.DelayedAutoStart || config.StartType != mgr.StartAutomatic
 	}
-	have.Reset = time.Duration(reset) * time.Second
-	if have.NonCrash, err = s.RecoveryActionsOnNonCrashFailures(); err != nil {
-		return have, config, fmt.Errorf("reading recovery actions: %w", err)
+	if actions, err := s.RecoveryActions(); told(err) {
+		for _, a := range actions {
+			wait := a.Delay
+			if a.Type != mgr.ServiceRestart {
+				wait = -1 // some other action: never what is wanted
+			}
+			have.Restarts = append(have.Restarts, wait)
+		}
 	}
-	return have, config, nil
+	if reset, err := s.ResetPeriod(); told(err) {
+		have.Reset = time.Duration(reset) * time.Second
+	}
+	if on, err := s.RecoveryActionsOnNonCrashFailures(); told(err) {
+		have.NonCrash = on
+	}
+	return have, errors.Join(errs...)
 }
 
-func write(s *mgr.Service, config mgr.Config, want settings) error {
+func write(s *mgr.Service, want settings) error {
 	var actions []mgr.RecoveryAction
 	for _, wait := range want.Restarts {
 		actions = append(actions, mgr.RecoveryAction{Type: mgr.ServiceRestart, Delay: wait})
 	}
 	var errs []error
-	if err := s.SetRecoveryActions(actions, uint32(want.Reset/time.Second)); err != nil {
-		errs = append(errs, fmt.Errorf("setting recovery actions: %w", err))
-	}
-	if err := s.SetRecoveryActionsOnNonCrashFailures(want.NonCrash); err != nil {
-		errs = append(errs, fmt.Errorf("setting recovery actions: %w", err))
-	}
-	// An administrator who has disabled the service or starts it by hand keeps
-	// that: delay is a property of automatic start alone.
-	if config.StartType == mgr.StartAutomatic && config.DelayedAutoStart != want.Delayed {
-		config.DelayedAutoStart = want.Delayed
-		if err := s.UpdateConfig(config); err != nil {
-			errs = append(errs, fmt.Errorf("setting delayed start: %w", err))
+	set := func(err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("setting service settings: %w", err))
 		}
+	}
+	set(s.SetRecoveryActions(actions, uint32(want.Reset/time.Second)))
+	set(s.SetRecoveryActionsOnNonCrashFailures(want.NonCrash))
+	if config, err := s.Config(); err != nil {
+		set(err)
+	} else if config.StartType == mgr.StartAutomatic && config.DelayedAutoStart != want.Delayed {
+		config.DelayedAutoStart = want.Delayed
+		set(s.UpdateConfig(config))
 	}
 	return errors.Join(errs...)
 }
