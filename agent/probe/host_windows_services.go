@@ -25,7 +25,7 @@ func (controlManager) Matching(ctx context.Context, names ...string) ([]Service,
 	defer windows.CloseServiceHandle(manager)
 	var found []Service
 	var errs []error
-	errs = append(errs, eachService(manager, func(name string, state uint32) error {
+	err = eachService(manager, func(name string, state uint32) error {
 		if !serviceNamed(name, names) {
 			return ctx.Err()
 		}
@@ -38,8 +38,8 @@ func (controlManager) Matching(ctx context.Context, names ...string) ([]Service,
 			found = append(found, s)
 		}
 		return ctx.Err()
-	}))
-	return found, errors.Join(errs...)
+	})
+	return found, errors.Join(append(errs, err)...)
 }
 
 // eachService lists services and drivers: some clients are only a driver.
