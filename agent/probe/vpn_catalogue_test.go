@@ -3,6 +3,7 @@ package probe
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -236,4 +237,40 @@ func FuzzCollectorsCatalogue(f *testing.F) {
 			}
 		}
 	})
+}
+
+// docs/vpn-clients.md describes every shipped client, and its example is taken.
+func TestDocumentedCatalogue(t *testing.T) {
+	content, err := os.ReadFile("../../docs/vpn-clients.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(content)
+	_, example, _ := strings.Cut(page, "```json\n")
+	example, _, _ = strings.Cut(example, "```")
+	if sequence, err := (&VPNCatalogue{}).Sequence([]byte(example)); err != nil || sequence != 2026112101 {
+		t.Errorf("the example is refused: %v", err)
+	}
+	shipped, err := parseCatalogue(shippedCatalogue)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range shipped {
+		_, row, ok := strings.Cut(page, "\n| `"+p.Product+"` |")
+		row, _, _ = strings.Cut(row, "\n")
+		if !ok {
+			t.Errorf("%s is not described", p.Product)
+		}
+		if p.Windows == nil {
+			continue
+		}
+		if len(p.Windows.Paths) > 0 { // its services are described with those of the other
+			continue
+		}
+		for _, s := range p.Windows.Services {
+			if !strings.Contains(row, s) {
+				t.Errorf("%s: its service %s is not described", p.Product, s)
+			}
+		}
+	}
 }
