@@ -269,6 +269,14 @@ func (r *redactor) variable(name string, content []byte) []byte {
 	return make([]byte, len(content))
 }
 
+func (r *redactor) licences(licences []probe.ProductLicence) []probe.ProductLicence {
+	kept := slices.Concat([]probe.ProductLicence{}, licences)
+	for i := range kept {
+		kept[i].ID = word(kept[i].ID, shapeGUID)
+	}
+	return kept
+}
+
 func (r *redactor) antivirus(a probe.SecurityAnswer) probe.SecurityAnswer {
 	a.Products = append([]probe.SecurityProduct{}, a.Products...)
 	for i := range a.Products {
