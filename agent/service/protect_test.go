@@ -3,6 +3,7 @@ package service
 import (
 	"errors"
 	"fmt"
+	gopath "path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,13 +23,15 @@ func newDisk() *disk {
 	return &disk{files: map[string]found{}, access: map[string]string{}, held: map[string]bool{}}
 }
 
-func (d *disk) Look(path string) (found, error) { return d.files[path], nil }
+// On Windows, too, the tree is written with slashes.
+func (d *disk) Look(path string) (found, error) { return d.files[filepath.ToSlash(path)], nil }
 
 func (d *disk) Make(path, access string) error {
+	path = filepath.ToSlash(path)
 	if d.files[path].there {
 		return fmt.Errorf("%s is there already", path)
 	}
-	if parent := filepath.Dir(path); path != base && !d.files[parent].there {
+	if parent := gopath.Dir(path); path != base && !d.files[parent].there {
 		return fmt.Errorf("%s is not there", parent)
 	}
 	d.files[path], d.access[path] = found{there: true, directory: true, trusted: true}, access
@@ -37,6 +40,7 @@ func (d *disk) Make(path, access string) error {
 }
 
 func (d *disk) Restrict(path, access string) error {
+	path = filepath.ToSlash(path)
 	if d.files[path].link {
 		return errors.New("it is a link")
 	}
@@ -48,7 +52,7 @@ func (d *disk) Restrict(path, access string) error {
 func (d *disk) Children(path string) ([]string, error) {
 	var names []string
 	for f := range d.files {
-		if filepath.Dir(f) == path {
+		if gopath.Dir(f) == filepath.ToSlash(path) {
 			names = append(names, filepath.Base(f))
 		}
 	}
@@ -57,6 +61,7 @@ func (d *disk) Children(path string) ([]string, error) {
 }
 
 func (d *disk) Rename(from, to string) error {
+	from, to = filepath.ToSlash(from), filepath.ToSlash(to)
 	if d.held[from] {
 		return errors.New("in use")
 	}

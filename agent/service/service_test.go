@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -168,6 +169,38 @@ func TestSettingsThatDifferAreNamed(t *testing.T) {
 	have.Reset = time.Second
 	if d := wanted().differences(have); len(d) != 1 || d[0] != "restarts" {
 		t.Errorf("named are %v", d)
+	}
+}
+
+// One unit: what `install` writes is what packages install, but for the path and
+// what comes with a package alone.
+func TestUnitIsThatOfThePackages(t *testing.T) {
+	packaged, err := os.ReadFile(filepath.Join("..", "..", "installer", "systemd", "pfoertner-agent.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	directives := func(text string) []string {
+		var list []string
+		for line := range strings.Lines(text) {
+			line = strings.TrimSpace(line)
+			name, _, set := strings.Cut(line, "=")
+			own := name == "ExecStart" || name == "Documentation" || name == "ConditionFileIsExecutable"
+			if set && !own && !strings.HasPrefix(line, "#") {
+				list = append(list, line)
+			}
+		}
+		return list
+	}
+	here, there := directives(unit), directives(string(packaged))
+	for _, d := range there {
+		if !slices.Contains(here, d) {
+			t.Errorf("only the package has %s", d)
+		}
+	}
+	for _, d := range here {
+		if !slices.Contains(there, d) {
+			t.Errorf("the package lacks %s", d)
+		}
 	}
 }
 

@@ -100,6 +100,13 @@ func TestStatusReadsAsPeopleNeedIt(t *testing.T) {
 		"refused":        {Connection: status.Refused, LastContact: noon.Add(-time.Hour)},
 		"expired":        {Connection: status.Expired, LastContact: noon.AddDate(0, 0, -12)},
 		"not-enrolled":   {Connection: status.NotEnrolled},
+		"no-token":       {Connection: status.NotEnrolled, Obstacle: status.NoToken},
+		"token-refused":  {Connection: status.NotEnrolled, Obstacle: status.TokenRefused},
+		"not-reached":    {Connection: status.NotEnrolled, Obstacle: status.NotReached},
+		"not-a-desk":     {Connection: status.NotEnrolled, Obstacle: status.WrongAuthority},
+		"copied":         {Connection: status.NotEnrolled, Obstacle: status.NoToken, Copied: true},
+		"not-configured": {Connection: status.NotConfigured},
+		"broken":         {Connection: status.Broken, LastContact: noon.Add(-time.Hour)},
 		"pending":        {Connection: status.Pending, Fingerprint: "3F7K-9QX2-00AB-CDEF-GH12-3456"},
 		"never-reached":  {},
 		"no-verdict-yet": {Connection: status.Online, LastContact: noon},
@@ -206,4 +213,25 @@ func FuzzRead(f *testing.F) {
 			status.Show(s, status.Language("de"), noon)
 		}
 	})
+}
+
+func TestCopiedIdentityIsSaidUntilThisDeviceIsOnline(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "status.json")
+	log := slog.New(slog.DiscardHandler)
+	b := status.NewBoard(path, log)
+	b.Judged(&posturev1.Result{Verdict: posturev1.Verdict_VERDICT_ADMIT})
+	b.Copied()
+	s, err := status.Read(path)
+	if err != nil || !s.Copied || s.Judgement != nil {
+		t.Errorf("%+v, %v: another machine's judgement is not this one's", s, err)
+	}
+	b = status.NewBoard(path, log) // a restart
+	b.NotEnrolled(status.NoToken)
+	if s, err := status.Read(path); err != nil || !s.Copied {
+		t.Errorf("%+v, %v", s, err)
+	}
+	b.Connection(status.Online)
+	if s, err := status.Read(path); err != nil || s.Copied || s.Obstacle != "" {
+		t.Errorf("%+v, %v", s, err)
+	}
 }
