@@ -46,6 +46,7 @@ const (
 	askFirewall  = "firewall.profiles"
 	askAntivirus = "security_center.antivirus"
 	askVersion   = "version.running"
+	askLicences  = "licences.extended_updates"
 )
 
 // runningVersion is the answer of probe.VersionCheck.
@@ -105,6 +106,8 @@ func kindOf(method string) (kind, bool) {
 		return plain((*redactor).antivirus), true
 	case askVersion:
 		return plain(same[runningVersion]), true
+	case askLicences:
+		return plain((*redactor).licences), true
 	}
 	return kind{}, false
 }

@@ -73,6 +73,9 @@ func recordedWindows(real *probe.Windows, r *Recording) *probe.Windows {
 	if w.Firewall != nil {
 		w.Firewall = recordedFirewall{w.Firewall, r}
 	}
+	if w.Licences != nil {
+		w.Licences = recordedLicences{w.Licences, r}
+	}
 	if w.SecurityCenter != nil {
 		w.SecurityCenter = recordedCenter{w.SecurityCenter, r}
 	}
@@ -320,6 +323,17 @@ type recordedCenter struct {
 func (c recordedCenter) Antivirus(ctx context.Context) (probe.SecurityAnswer, error) {
 	found, err := c.SecurityCenter.Antivirus(ctx)
 	return keep(c.r, found, err, askAntivirus)
+}
+
+type recordedLicences struct {
+	probe.Licences
+	r *Recording
+}
+
+// ExtendedUpdates implements probe.Licences.
+func (l recordedLicences) ExtendedUpdates(ctx context.Context) ([]probe.ProductLicence, error) {
+	found, err := l.Licences.ExtendedUpdates(ctx)
+	return keep(l.r, found, err, askLicences)
 }
 
 type recordedVersion struct {

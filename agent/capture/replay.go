@@ -34,6 +34,7 @@ func (c *Capture) Host() probe.Host {
 			SecurityChip:   replayedChip{r},
 			Firewall:       replayedFirewall{r},
 			SecurityCenter: replayedCenter{r},
+			Licences:       replayedLicences{r},
 			Version:        replayedVersion{r},
 		},
 		Now: func() time.Time { return c.At },
@@ -200,6 +201,13 @@ type replayedCenter struct{ replayer }
 // Antivirus implements probe.SecurityCenter.
 func (r replayedCenter) Antivirus(context.Context) (probe.SecurityAnswer, error) {
 	return recall[probe.SecurityAnswer](r.replayer, nil, askAntivirus)
+}
+
+type replayedLicences struct{ replayer }
+
+// ExtendedUpdates implements probe.Licences.
+func (r replayedLicences) ExtendedUpdates(context.Context) ([]probe.ProductLicence, error) {
+	return recall[[]probe.ProductLicence](r.replayer, nil, askLicences)
 }
 
 type replayedVersion struct{ replayer }

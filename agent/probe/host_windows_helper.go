@@ -21,6 +21,7 @@ func asideReadings() map[string]asideRead {
 		asideUpdates:   asideReading(readUpdates),
 		asideFirewall:  asideReading(readFirewall),
 		asideAntivirus: asideReading(readAntivirus),
+		asideLicences:  asideReading(readLicences),
 		asideDialups:   asideReading(readDialups),
 		asideProgram:   asideQuestion(readProgram),
 	}

@@ -27,6 +27,9 @@ type platform struct {
 	mu     sync.Mutex
 	bootID string
 	booted time.Time
+
+	asking   sync.Mutex
+	licences knownLicences // guarded by asking
 }
 
 // collect fills in all it can read and returns all that it could not.

@@ -28,6 +28,7 @@ const (
 	asideAntivirus = "antivirus"
 	asideDialups   = "dialups"
 	asideProgram   = "program"
+	asideLicences  = "licences"
 )
 
 // asideRead makes one reading. The question is what it is about, one line;
@@ -282,7 +283,7 @@ func asideLimitsOf(name string) asideLimits {
 
 // asideNames are all readings that are made aside.
 func asideNames() []string {
-	return []string{asideBitLocker, asideUpdates, asideFirewall, asideAntivirus, asideDialups, asideProgram}
+	return []string{asideBitLocker, asideUpdates, asideFirewall, asideAntivirus, asideDialups, asideProgram, asideLicences}
 }
 
 // asides are the capabilities that are asked aside.
@@ -293,7 +294,7 @@ func newAsides(now func() time.Time, launch func(ctx context.Context, name, ques
 	all := asides{byName: map[string]*aside{}}
 	for _, name := range asideNames() {
 		all.byName[name] = &aside{
-			name: name, timeout: asideLimitsOf(name).timeout, keep: name == asideUpdates,
+			name: name, timeout: asideLimitsOf(name).timeout, keep: name == asideUpdates || name == asideLicences,
 			launch: launch, now: now, turn: make(chan struct{}, 1),
 		}
 	}
@@ -303,7 +304,7 @@ func newAsides(now func() time.Time, launch func(ctx context.Context, name, ques
 // into puts the capabilities into w.
 func (s asides) into(w *Windows) {
 	w.BitLocker, w.Updates, w.Firewall, w.SecurityCenter = bitLockerAside{s}, updatesAside{s}, firewallAside{s}, antivirusAside{s}
-	w.Dialups, w.Programs = dialupsAside{s}, programsAside{s}
+	w.Dialups, w.Programs, w.Licences = dialupsAside{s}, programsAside{s}, licencesAside{s}
 }
 
 func askAside[T any](ctx context.Context, s asides, name, question string) (answer T, err error) {
@@ -348,4 +349,10 @@ type programsAside struct{ asides }
 
 func (p programsAside) Identify(ctx context.Context, path string) (Program, error) {
 	return askAside[Program](ctx, p.asides, asideProgram, path)
+}
+
+type licencesAside struct{ asides }
+
+func (l licencesAside) ExtendedUpdates(ctx context.Context) ([]ProductLicence, error) {
+	return askAside[[]ProductLicence](ctx, l.asides, asideLicences, "")
 }

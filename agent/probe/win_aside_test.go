@@ -320,6 +320,7 @@ func TestEveryReadingAsideHasACapability(t *testing.T) {
 		asideBitLocker: func() error { _, err := w.BitLocker.Volumes(t.Context()); return err },
 		asideUpdates:   func() error { _, err := w.Updates.Search(t.Context()); return err },
 		asideFirewall:  func() error { _, err := w.Firewall.Profiles(t.Context()); return err },
+		asideLicences:  func() error { _, err := w.Licences.ExtendedUpdates(t.Context()); return err },
 		asideAntivirus: func() error { _, err := w.SecurityCenter.Antivirus(t.Context()); return err },
 		asideDialups:   func() error { _, err := w.Dialups.Connections(t.Context()); return err },
 		asideProgram + "C:\\x y.exe": func() error {

@@ -26,6 +26,7 @@ type Windows struct {
 	Firewall       WindowsFirewall
 	SecurityCenter SecurityCenter
 	Version        VersionCheck
+	Licences       Licences
 }
 
 // Registry reads HKEY_LOCAL_MACHINE in its 64-bit view.
@@ -326,6 +327,24 @@ type SecurityProduct struct {
 	// ProductState is the raw word of AntiVirusProduct
 	// (root\SecurityCenter2); nil where there is none.
 	ProductState *uint32 `json:"product_state,omitempty"`
+}
+
+// Licences asks the Software Licensing Service.
+type Licences interface {
+	// ExtendedUpdates lists the licences for Extended Security Updates that
+	// this machine knows, used or not. Other licences, and product keys, are
+	// not read.
+	ExtendedUpdates(ctx context.Context) ([]ProductLicence, error)
+}
+
+// ProductLicence is one SoftwareLicensingProduct.
+type ProductLicence struct {
+	// ID is the activation identifier, a GUID in lower case. It is the same on
+	// every machine.
+	ID string `json:"id"`
+	// Status is LicenseStatus: 0 unlicensed, 1 licensed, 2 to 6 grace periods
+	// and notification.
+	Status uint32 `json:"status"`
 }
 
 // VersionCheck is the kernel's own word on which Windows it is.

@@ -40,7 +40,7 @@ func (p *platform) collectWindows(ctx context.Context, h Host, out *posturev1.Pl
 	errRelease := readWindowsRelease(w, out)
 	errRunning := crossCheckRunning(w, out)
 	errHotpatch := readHotpatch(w, out)
-	out.Reading.Reason = readExtendedSupport(out.Windows)
+	out.Reading.Reason = p.readExtendedSupport(ctx, h, out.Windows)
 
 	firmware, errFirmware := readFirmwareIdentity(w)
 	out.Hypervisor = hypervisorOf(firmware)
@@ -153,15 +153,21 @@ func readHotpatch(w *Windows, out *posturev1.Platform) error {
 	return nil
 }
 
-// readExtendedSupport leaves open whether Extended Security Updates are active
-// and returns why. The only documented proof is the licence of one of their
-// activation identifiers (SoftwareLicensingProduct.LicenseStatus); the registry
-// has none. Windows 11 has no such programme, so nothing is said of it.
-func readExtendedSupport(release *posturev1.WindowsRelease) (reason string) {
-	if release.Build > windows10Last || release.Build == 0 {
+// readExtendedSupport tells whether Extended Security Updates are licensed. It
+// returns why that cannot be told, which is no failure of the section: what the
+// machine is, is known. Windows 11 has no such programme.
+func (p *platform) readExtendedSupport(ctx context.Context, h Host, release *posturev1.WindowsRelease) (reason string) {
+	if release.Build > windows10Last || release.Build == 0 || release.InstallationType != "Client" {
 		return ""
 	}
-	return "whether Extended Security Updates are licensed is not read by this version of the agent"
+	p.asking.Lock()
+	defer p.asking.Unlock()
+	licences, err := p.licences.current(ctx, h.Windows.Licences, h.Now())
+	if err != nil {
+		return "whether Extended Security Updates are licensed cannot be told: " + err.Error()
+	}
+	release.ExtendedSupport = extendedSupport(licences, h.Now())
+	return ""
 }
 
 // readFirmwareIdentity is what the firmware says of the machine.
