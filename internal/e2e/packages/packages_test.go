@@ -29,6 +29,7 @@ func TestPackages(t *testing.T) {
 	t.Run("exe and MSI are signed with a configured certificate", func(t *testing.T) { signing(t, first, work) })
 	t.Run("deb", func(t *testing.T) { deb(t, first, work) })
 	t.Run("rpm", func(t *testing.T) { rpm(t, first, work) })
+	t.Run("the Ansible role installs, changes nothing twice, and gives no second token", func(t *testing.T) { ansible(t, first, work) })
 }
 
 // build copies the work tree to a place and makes everything for amd64 there.
