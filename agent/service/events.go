@@ -26,7 +26,7 @@ type Event struct {
 	De, En  string
 }
 
-// Catalogue are the events by number. docs/windows.md shows them.
+// Catalogue are the events by number; docs/agent.md shows them.
 func Catalogue() []Event {
 	return []Event{
 		{1, "agent started", "Der Dienst arbeitet.", "The service is at work."},

@@ -117,3 +117,30 @@ func TestEveryEventOfTheCatalogueIsLoggedSomewhere(t *testing.T) {
 		}
 	}
 }
+
+func TestEveryEventIsDocumented(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "agent.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	numbers := map[string]bool{}
+	for line := range strings.Lines(string(page)) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 3 {
+			continue
+		}
+		for n := range strings.SplitSeq(cells[1], ",") {
+			numbers[strings.TrimSpace(n)] = true
+		}
+	}
+	for _, id := range []uint32{otherWarning, otherError} {
+		if !numbers[fmt.Sprint(id)] {
+			t.Errorf("docs/agent.md does not have %d", id)
+		}
+	}
+	for _, e := range Catalogue() {
+		if !numbers[fmt.Sprint(e.ID)] {
+			t.Errorf("docs/agent.md does not have %d", e.ID)
+		}
+	}
+}
