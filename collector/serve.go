@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,11 +17,9 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"pfoertner/collector/admission"
 	"pfoertner/collector/appraisal"
-	"pfoertner/collector/audit"
 	"pfoertner/collector/authority"
 	"pfoertner/collector/enrolment"
 	"pfoertner/collector/fleet"
@@ -33,7 +30,6 @@ import (
 	"pfoertner/internal/lease"
 	"pfoertner/internal/mtls"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
-	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 	gatev1 "pfoertner/proto/pfoertner/gate/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
@@ -76,6 +72,7 @@ type Program struct {
 	keys     *authority.Authority
 	registry *enrolment.Registry
 	desk     *admission.Desk
+	shipped  *appraisal.References
 	verifier *verifier.Verifier
 	intake   *intake.Service
 	metrics  *prometheus.Registry
@@ -123,6 +120,9 @@ func (p *Program) open(ctx context.Context) (err error) {
 		Metrics:        intake.NewMetrics(p.metrics),
 		Log:            p.log.With("room", "intake"),
 	})
+	if err := p.loadCatalogue(ctx); err != nil {
+		return err
+	}
 	p.registry.OnChange(p.verifier.AssetChanged)
 	p.desk.Ready()
 	return p.listen()
@@ -162,9 +162,12 @@ func (p *Program) openVerifier(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	references, err := appraisal.DefaultReferences()
+	if p.shipped, err = appraisal.DefaultReferences(); err != nil {
+		return fmt.Errorf("reading the shipped reference values: %w", err)
+	}
+	references, err := p.referencesInForce(ctx)
 	if err != nil {
-		return fmt.Errorf("reading reference values: %w", err)
+		return fmt.Errorf("loading the reference values: %w", err)
 	}
 	p.verifier = verifier.New(verifier.Options{
 		Store:      p.store,
@@ -179,43 +182,6 @@ func (p *Program) openVerifier(ctx context.Context) error {
 	})
 	p.desk.OnExpiry(p.verifier.Expired)
 	return nil
-}
-
-// policyInForce is the newest policy in the store; a new collector starts with
-// the shipped one.
-func (p *Program) policyInForce(ctx context.Context) (*appraisal.Policy, error) {
-	version, text, err := p.store.Policy(ctx, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		version, text, err = p.adoptDefault(ctx)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("loading the policy: %w", err)
-	}
-	policy, faults := appraisal.Compile(text)
-	if len(faults) > 0 {
-		return nil, fmt.Errorf("policy version %d does not check with this collector: line %d: %s",
-			version.GetVersion(), faults[0].GetLine(), faults[0].GetMessage())
-	}
-	return policy.WithVersion(version.GetVersion()), nil
-}
-
-func (p *Program) adoptDefault(ctx context.Context) (*fleetv1.PolicyVersion, []byte, error) {
-	text := appraisal.DefaultPolicy()
-	policy, faults := appraisal.Compile(text)
-	if len(faults) > 0 {
-		return nil, nil, fmt.Errorf("shipped policy: line %d: %s", faults[0].GetLine(), faults[0].GetMessage())
-	}
-	sum := sha256.Sum256(text)
-	version := &fleetv1.PolicyVersion{
-		Name: policy.Name(), Operator: "collector", Comment: "shipped with this version",
-		AppliedAt: timestamppb.Now(), Sha256: sum[:],
-	}
-	number, err := p.store.AddPolicy(ctx, version, text, audit.Record{
-		At: time.Now(), Kind: "policy.applied", Actor: "collector",
-		Details: map[string]string{"policy": policy.Name(), "sha256": fmt.Sprintf("%x", sum)},
-	})
-	version.Version = number
-	return version, text, err
 }
 
 func (p *Program) listen() (err error) {
@@ -330,8 +296,14 @@ func (p *Program) operatorServer(ctx context.Context) *grpc.Server {
 		Policies:  p.store,
 		Verifier:  p.verifier,
 		Audit:     p.store,
-		Now:       time.Now,
-		Log:       p.log.With("room", "fleet"),
+
+		References: p.store,
+		Shipped:    p.shipped,
+		Open:       p.openSigned,
+		Catalogue:  p.intake.SetVPNCatalogue,
+
+		Now: time.Now,
+		Log: p.log.With("room", "fleet"),
 	}, grpc.Creds(credentials.NewTLS(mtls.ServerConfig(mtls.ServerOptions{
 		Certificate: p.keys.ServerCertificate,
 		Clients:     p.keys.Operators(),

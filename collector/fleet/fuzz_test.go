@@ -32,6 +32,7 @@ func entries(h *house) (all []entry) {
 		{fleetv1.FleetService_ServiceDesc, newFleetService(o)},
 		{fleetv1.InventoryService_ServiceDesc, &inventoryService{inventory: o.Inventory}},
 		{fleetv1.PolicyService_ServiceDesc, &policyService{life: context.Background(), policies: o.Policies, verifier: o.Verifier, now: o.Now}},
+		{fleetv1.ReferenceService_ServiceDesc, newReferenceService(context.Background(), o)},
 		{fleetv1.AuditService_ServiceDesc, &auditService{log: o.Audit}},
 	} {
 		for _, m := range service.desc.Methods {

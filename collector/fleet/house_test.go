@@ -23,6 +23,7 @@ import (
 	"pfoertner/collector/enrolment"
 	"pfoertner/collector/store"
 	"pfoertner/internal/mtls"
+	"pfoertner/internal/signed"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
@@ -38,6 +39,8 @@ type house struct {
 	presence presence
 	verifier *verifier
 	address  string
+	// catalogues are the VPN catalogues that were put in force.
+	catalogues [][]byte
 
 	mu    sync.Mutex
 	clock time.Time
@@ -77,7 +80,15 @@ func build(t testing.TB) *house {
 }
 
 func (h *house) options() Options {
+	shipped, err := appraisal.DefaultReferences()
+	if err != nil {
+		panic(err) // a build that ships nonsense
+	}
 	return Options{
+		References: h.store, Shipped: shipped, Catalogue: func(file []byte) { h.catalogues = append(h.catalogues, file) },
+		Open: func(kind string, file []byte) ([]byte, string, error) {
+			return signed.Open(kind, file, h.keys.Servers(), time.Now())
+		},
 		Devices: h.registry, Reports: h.store, Desk: h.desk, Presence: h.presence, Inventory: h.registry,
 		Policies: h.store, Verifier: h.verifier, Audit: h.store, Now: h.now,
 	}
@@ -217,9 +228,27 @@ func (p presence) Online(id string) (bool, time.Time, string) {
 
 // verifier adopts in two steps and waits between them when told to.
 type verifier struct {
-	mu      sync.Mutex
-	adopted []*appraisal.Policy
-	between func(context.Context)
+	mu         sync.Mutex
+	adopted    []*appraisal.Policy
+	references []*appraisal.References
+	between    func(context.Context)
+}
+
+func (v *verifier) AdoptReferences(ctx context.Context, r *appraisal.References, progress func(*fleetv1.ApplyResponse)) error {
+	progress(&fleetv1.ApplyResponse{Appraised: 1, Total: 1, NowQuarantined: 1})
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.references = append(v.references, r)
+	return ctx.Err()
+}
+
+func (v *verifier) References() *appraisal.References {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.references) == 0 {
+		return &appraisal.References{}
+	}
+	return v.references[len(v.references)-1]
 }
 
 func (v *verifier) Adopt(ctx context.Context, p *appraisal.Policy, progress func(*fleetv1.ApplyResponse)) error {

@@ -6,6 +6,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"pfoertner/internal/posture"
+	"pfoertner/internal/signed"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
 
@@ -39,6 +40,11 @@ func checkLimits(m proto.Message) error {
 			return err
 		}
 		m = &fleetv1.ApplyRequest{Comment: req.GetComment()}
+	case *fleetv1.ImportReferencesRequest:
+		if err := checkFile("signed file", req.GetSignedFile(), signed.MaxFile); err != nil {
+			return err
+		}
+		m = &fleetv1.ImportReferencesRequest{Comment: req.GetComment(), AllowOlder: req.GetAllowOlder()}
 	}
 	return posture.CheckLimits(m)
 }

@@ -25,12 +25,16 @@ type Policies interface {
 	Policy(ctx context.Context, version uint64) (*fleetv1.PolicyVersion, []byte, error)
 }
 
-// Verifier puts a policy in force (collector/verifier).
+// Verifier puts policies and reference values in force (collector/verifier).
 type Verifier interface {
 	// Adopt judges the whole fleet by the policy from now on and tells how far it
 	// is. It returns when every device has been judged. progress is not called
 	// concurrently.
 	Adopt(ctx context.Context, policy *appraisal.Policy, progress func(*fleetv1.ApplyResponse)) error
+	// AdoptReferences does the same for reference values.
+	AdoptReferences(ctx context.Context, references *appraisal.References, progress func(*fleetv1.ApplyResponse)) error
+	// References are the reference values in force.
+	References() *appraisal.References
 }
 
 type policyService struct {

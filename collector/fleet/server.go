@@ -1,5 +1,6 @@
 // Package fleet is what operators ask and order over gRPC: devices and why they
-// stand where they stand, sessions, events, inventory, policies, the audit log.
+// stand where they stand, sessions, events, inventory, policies, reference
+// values, the audit log.
 //
 // Rules. NewServer is the only way in: no call reaches a service before its
 // operator is known from the verified certificate and its request is within
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"pfoertner/collector/appraisal"
 	"pfoertner/internal/mtls"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
@@ -32,13 +34,22 @@ type Options struct {
 	Policies  Policies
 	Verifier  Verifier
 	Audit     AuditLog
+	// References keeps signed files, Shipped are the reference values that stand
+	// below what is imported.
+	References References
+	Shipped    *appraisal.References
+	// Open verifies a signed file and returns its content and its signer
+	// (internal/signed).
+	Open func(kind string, file []byte) (content []byte, signer string, err error)
+	// Catalogue puts a VPN catalogue, as a signed file, in force.
+	Catalogue func(signedFile []byte)
 	// Now is the wall clock.
 	Now func() time.Time
 	// Log hears of errors that are ours, not the caller's; nil: nobody does.
 	Log *slog.Logger
 }
 
-// NewServer returns a gRPC server with the operators' four services. options
+// NewServer returns a gRPC server with the operators' five services. options
 // must contain credentials that verify operators' certificates
 // (mtls.ServerConfig with RoleOperator): without, every call is refused. What an
 // operator has ordered goes on when he hangs up, until life ends.
@@ -55,8 +66,15 @@ func NewServer(life context.Context, o Options, options ...grpc.ServerOption) *g
 	fleetv1.RegisterFleetServiceServer(server, newFleetService(o))
 	fleetv1.RegisterInventoryServiceServer(server, &inventoryService{inventory: o.Inventory})
 	fleetv1.RegisterPolicyServiceServer(server, &policyService{life: life, policies: o.Policies, verifier: o.Verifier, now: o.Now})
+	fleetv1.RegisterReferenceServiceServer(server, newReferenceService(life, o))
 	fleetv1.RegisterAuditServiceServer(server, &auditService{log: o.Audit})
 	return server
+}
+
+func newReferenceService(life context.Context, o Options) *referenceService {
+	return &referenceService{
+		life: life, files: o.References, verifier: o.Verifier, shipped: o.Shipped, open: o.Open, catalogue: o.Catalogue, now: o.Now,
+	}
 }
 
 // guard stands before every service.

@@ -50,6 +50,11 @@ func everyCall(ctx context.Context, conn *grpc.ClientConn) map[string]error {
 	errs["Apply"] = first(apply, err)
 	verify, err := log.Verify(ctx, &fleetv1.VerifyRequest{})
 	errs["Verify"] = first(verify, err)
+	references := fleetv1.NewReferenceServiceClient(conn)
+	_, errs["ShowReferences"] = references.ShowReferences(ctx, &fleetv1.ShowReferencesRequest{})
+	_, errs["ListReferences"] = references.ListReferences(ctx, &fleetv1.ListReferencesRequest{})
+	imported, err := references.ImportReferences(ctx, &fleetv1.ImportReferencesRequest{})
+	errs["ImportReferences"] = first(imported, err)
 	return errs
 }
 

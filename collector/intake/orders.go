@@ -15,8 +15,21 @@ import (
 // orders are what a device is to be told when it can be: the newest of each
 // kind, so nothing piles up.
 type orders struct {
-	collect *agentv1.Collect
-	result  *posturev1.Result
+	collect   *agentv1.Collect
+	result    *posturev1.Result
+	catalogue *agentv1.VpnCatalogue
+}
+
+// catalogueCapability is from which capability on agents understand VPN
+// catalogues.
+const catalogueCapability = 2
+
+// orderCatalogue orders the catalogue in force for an agent that takes any. It
+// is called with the orders held.
+func (st *session) orderCatalogue(o *orders) {
+	if st.takesCatalogue {
+		o.catalogue = st.service.catalogue.Load()
+	}
 }
 
 // tell replaces the result by a newer one.
@@ -75,6 +88,11 @@ func (st *session) carryOut(o orders) error {
 	}
 	if o.result != nil {
 		if err := st.sendResult(o.result); err != nil {
+			return err
+		}
+	}
+	if o.catalogue != nil {
+		if err := st.send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_VpnCatalogue{VpnCatalogue: o.catalogue}}); err != nil {
 			return err
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -94,6 +95,9 @@ type Service struct {
 	agentv1.UnimplementedSessionServiceServer
 	Options
 
+	// catalogue is the VPN catalogue in force, empty when none is.
+	catalogue atomic.Pointer[agentv1.VpnCatalogue]
+
 	// turns holds a token for every report that the Verifier works on.
 	turns chan struct{}
 
@@ -134,6 +138,7 @@ func NewService(o Options) *Service {
 		o.Now = time.Now
 	}
 	s := &Service{Options: o, turns: make(chan struct{}, maxTurns), live: map[string]*session{}, presence: map[string]presence{}}
+	s.catalogue.Store(&agentv1.VpnCatalogue{})
 	o.Registry.OnChange(s.changed)
 	return s
 }
@@ -286,6 +291,17 @@ func (s *Service) Push(deviceID string, result *posturev1.Result) bool {
 		st.order(func(o *orders) { o.tell(result) })
 	}
 	return st != nil
+}
+
+// SetVPNCatalogue puts a signed VPN catalogue in force; empty: none. Every agent
+// that takes catalogues is sent it, now or when it connects. It does not wait.
+func (s *Service) SetVPNCatalogue(signedFile []byte) {
+	s.catalogue.Store(&agentv1.VpnCatalogue{SignedFile: signedFile})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range s.live {
+		st.order(st.orderCatalogue)
+	}
 }
 
 // Close ends all streams; their agents come back elsewhere or later. New ones

@@ -47,6 +47,9 @@ type session struct {
 	ordering   sync.Mutex
 	orders     orders
 	delivering bool // somebody sees to the orders
+	// takesCatalogue says that the agent's hello has arrived, and that it
+	// understands VPN catalogues.
+	takesCatalogue bool
 
 	limiter      *rate.Limiter
 	agentVersion string
@@ -138,6 +141,10 @@ func (st *session) welcome(hello *agentv1.ClientHello) error {
 		ReportInterval: durationpb.New(st.interval),
 		RenewAfter:     durationpb.New(max(renew, 0)),
 	}}})
+	st.ordering.Lock()
+	st.takesCatalogue = hello.GetCapability() >= catalogueCapability
+	st.orderCatalogue(&st.orders)
+	st.ordering.Unlock()
 	st.deliver()
 	return err
 }

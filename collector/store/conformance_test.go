@@ -60,6 +60,7 @@ func TestConformance(t *testing.T) {
 		{"a token is spent once", tokens},
 		{"of many callers one gets the token", tokenRace},
 		{"policies are numbered and kept", policies},
+		{"signed files are numbered and kept by kind", signedFiles},
 		{"changes and their audit records stand together", auditTogether},
 		{"events are found by device and by asset", events},
 		{"many at once are one after the other", concurrency},
@@ -331,6 +332,43 @@ func policies(t *testing.T, open func() *Store) {
 	all := must(s.Policies(ctx))(t)
 	if len(all) != 3 || all[0].GetVersion() != 3 || all[2].GetVersion() != 1 {
 		t.Errorf("got %v", all)
+	}
+}
+
+func signedFiles(t *testing.T, open func() *Store) {
+	s, ctx := open(), t.Context()
+	_, _, err := s.References(ctx, "references", 0)
+	wants(t, err, fs.ErrNotExist)
+	for i, kind := range []string{"references", "vpn-catalogue", "references"} {
+		v := &fleetv1.ReferenceVersion{Version: 77, Kind: kind, Signer: "it", Operator: "anna", Comment: fmt.Sprint(i), ImportedAt: timestamppb.New(morning)}
+		if got := must(s.AddReferences(ctx, v, fmt.Appendf(nil, "file %d", i), audit.Record{At: morning, Kind: "references.imported"}))(t); got != uint64(i+1) {
+			t.Errorf("version %d, want %d", got, i+1)
+		}
+	}
+	for _, ask := range []struct {
+		kind    string
+		version uint64
+		want    string
+	}{
+		{"references", 0, "3 2 file 2"}, {"references", 1, "1 0 file 0"}, {"vpn-catalogue", 0, "2 1 file 1"},
+		{"references", 2, ""}, {"references", 4, ""}, {"references", math.MaxUint64, ""}, {"policy", 0, ""},
+	} {
+		v, file, err := s.References(ctx, ask.kind, ask.version)
+		if ask.want == "" {
+			wants(t, err, fs.ErrNotExist)
+			continue
+		}
+		check(t, err)
+		if got := fmt.Sprintf("%d %s %s", v.GetVersion(), v.GetComment(), file); got != ask.want {
+			t.Errorf("%s %d: got %q, want %q", ask.kind, ask.version, got, ask.want)
+		}
+	}
+	all := must(s.ReferenceVersions(ctx))(t)
+	if len(all) != 3 || all[0].GetVersion() != 3 || all[2].GetVersion() != 1 || all[1].GetKind() != "vpn-catalogue" {
+		t.Errorf("got %v", all)
+	}
+	if head := must(s.AuditHead(ctx))(t); head.Sequence != 3 {
+		t.Errorf("%d audit records, want one for each import", head.Sequence)
 	}
 }
 

@@ -30,20 +30,30 @@ const (
 // could not be judged yet, which Run makes up for.
 func (v *Verifier) Adopt(ctx context.Context, policy *appraisal.Policy, progress func(*fleetv1.ApplyResponse)) error {
 	v.policy.Store(policy)
+	return v.judgeFleet(ctx, triggerPolicy, progress)
+}
+
+// AdoptReferences puts reference values in force, in all else like Adopt.
+func (v *Verifier) AdoptReferences(ctx context.Context, references *appraisal.References, progress func(*fleetv1.ApplyResponse)) error {
+	v.references.Store(references)
+	return v.judgeFleet(ctx, triggerReferences, progress)
+}
+
+func (v *Verifier) judgeFleet(ctx context.Context, t trigger, progress func(*fleetv1.ApplyResponse)) error {
 	live, rest := v.fleet()
 	p := &adoption{total: len(live) + len(rest), progress: progress}
-	v.judge(ctx, live, p)
-	v.judge(ctx, rest, p)
+	v.judge(ctx, live, t, p)
+	v.judge(ctx, rest, t, p)
 	return p.end()
 }
 
 // judge judges devices anew, many at once, and returns when all are done.
-func (v *Verifier) judge(ctx context.Context, ids []string, p *adoption) {
+func (v *Verifier) judge(ctx context.Context, ids []string, t trigger, p *adoption) {
 	var workers errgroup.Group
 	workers.SetLimit(adoptWorkers)
 	for _, id := range ids {
 		workers.Go(func() error {
-			before, after, err := v.reappraise(ctx, id, triggerPolicy)
+			before, after, err := v.reappraise(ctx, id, t)
 			if err != nil {
 				v.enqueue(id)
 			}
@@ -120,7 +130,7 @@ func (a *adoption) end() error {
 	defer a.mu.Unlock()
 	a.tell()
 	if a.failed > 0 {
-		return fmt.Errorf("policy in force, %d of %d devices not judged by it yet: %w", a.failed, a.total, a.firstFailed)
+		return fmt.Errorf("in force, %d of %d devices not judged by it yet: %w", a.failed, a.total, a.firstFailed)
 	}
 	return nil
 }

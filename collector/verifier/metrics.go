@@ -15,6 +15,7 @@ const (
 	triggerReport      trigger = "report"
 	triggerHeartbeat   trigger = "heartbeat"
 	triggerPolicy      trigger = "policy"
+	triggerReferences  trigger = "references"
 	triggerReappraisal trigger = "reappraisal"
 )
 
@@ -31,7 +32,7 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		appraisals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pfoertner_appraisals_total",
-			Help: "Appraisals by trigger (report, heartbeat, policy, reappraisal) and verdict.",
+			Help: "Appraisals by trigger (report, heartbeat, policy, references, reappraisal) and verdict.",
 		}, []string{"trigger", "verdict"}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "pfoertner_appraisal_seconds",

@@ -1,11 +1,12 @@
 // Package verifier is the straight line of one report (RFC 9334: Verifier):
-// evidence → appraisal → store → Desk. It holds the policy in force.
+// evidence → appraisal → store → Desk. It holds the policy and the reference
+// values in force.
 //
 // Rules. A result reaches the Desk only after it is stored, so that a collector
 // that restarts never takes back what it said; only what lowers a verdict does
 // so even if the store fails. The reports of one device are
-// taken one after the other; a policy is read after a device's turn has come,
-// so that no older judgement overwrites a newer. Evidence that was handed in
+// taken one after the other; what is in force is read after a device's turn has
+// come, so that no older judgement overwrites a newer. Evidence that was handed in
 // belongs to the Verifier and is never changed.
 package verifier
 
@@ -50,9 +51,10 @@ type Devices interface {
 
 // Options is what a Verifier needs.
 type Options struct {
-	Store      Store
-	Desk       Desk
-	Devices    Devices
+	Store   Store
+	Desk    Desk
+	Devices Devices
+	// Policy and References are in force until Adopt and AdoptReferences.
 	Policy     *appraisal.Policy
 	References *appraisal.References
 	Now        func() time.Time
@@ -70,10 +72,11 @@ type Options struct {
 // use.
 type Verifier struct {
 	Options
-	policy  atomic.Pointer[appraisal.Policy]
-	seed    maphash.Seed
-	stripes [stripes]stripe
-	queue   *queue
+	policy     atomic.Pointer[appraisal.Policy]
+	references atomic.Pointer[appraisal.References]
+	seed       maphash.Seed
+	stripes    [stripes]stripe
+	queue      *queue
 }
 
 const (
@@ -105,6 +108,7 @@ func New(o Options) *Verifier {
 	}
 	v := &Verifier{Options: o, seed: maphash.MakeSeed(), queue: newQueue()}
 	v.policy.Store(o.Policy)
+	v.references.Store(o.References)
 	for i := range v.stripes {
 		v.stripes[i].reports = map[string]*report{}
 	}
@@ -113,6 +117,9 @@ func New(o Options) *Verifier {
 
 // Policy is the policy in force.
 func (v *Verifier) Policy() *appraisal.Policy { return v.policy.Load() }
+
+// References are the reference values in force.
+func (v *Verifier) References() *appraisal.References { return v.references.Load() }
 
 // ReportInterval is how often devices have to report under the policy in force.
 func (v *Verifier) ReportInterval() time.Duration { return v.Policy().ReportInterval() }
@@ -236,7 +243,7 @@ func (s *stripe) keep(deviceID string, r *report) {
 // settle appraises, stores, and only then tells the Desk. changed is the
 // evidence to store, nil when it is unchanged.
 func (v *Verifier) settle(ctx context.Context, s *stripe, in appraisal.Input, changed *posturev1.Evidence, t trigger) (*posturev1.Result, error) {
-	in.Policy, in.References, in.Now = v.policy.Load(), v.References, v.Now()
+	in.Policy, in.References, in.Now = v.policy.Load(), v.references.Load(), v.Now()
 	begin := time.Now()
 	res := appraisal.Appraise(in)
 	v.Metrics.appraised(t, res.GetVerdict(), time.Since(begin))

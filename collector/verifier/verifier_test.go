@@ -503,6 +503,58 @@ func TestAdoptJudgesTheWholeFleetLiveSessionsFirst(t *testing.T) {
 	}
 }
 
+// supportPolicy depends on reference values alone.
+const supportPolicy = `
+name: supported-only
+freshness: {max_age: 45m}
+rules:
+  - id: supported
+    title: {de: Unterstützt, en: Supported}
+    remedy: {de: Neu einrichten, en: Set up anew}
+    require: supported(evidence.platform, reference, now)
+    on_fail: deny
+`
+
+func TestNewReferenceValuesJudgeTheWholeFleetAtOnce(t *testing.T) {
+	h := newHouse(t)
+	if err := h.Adopt(t.Context(), compile(t, supportPolicy).WithVersion(2), nil); err != nil {
+		t.Fatal(err)
+	}
+	ev := &posturev1.Evidence{Platform: &posturev1.Platform{
+		Reading:      &posturev1.Reading{State: posturev1.ReadingState_READING_STATE_OBSERVED},
+		Distribution: "house", Version: "1",
+	}}
+	digest, err := posture.Digest(ev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"a", "b"} {
+		h.inventory.set(t, id, active())
+		if res, err := h.Submit(t.Context(), id, ev, digest, h.now()); err != nil || res.GetVerdict() != deny {
+			t.Fatalf("without reference values: %v, %v", res.GetVerdict(), err)
+		}
+	}
+	references, faults := appraisal.ParseReferences([]byte(`issued: 2026-11-01
+sources: {s: {text: t, read: 2026-11-01}}
+distributions: [{id: house, version: "1", ends: 2099-01-01, source: s}]
+`))
+	if references == nil {
+		t.Fatal(faults)
+	}
+	last := &fleetv1.ApplyResponse{}
+	if err := h.AdoptReferences(t.Context(), references, func(s *fleetv1.ApplyResponse) { last = s }); err != nil {
+		t.Fatal(err)
+	}
+	if last.GetAppraised() != 2 || last.GetNowAdmitted() != 2 || h.References() != references {
+		t.Errorf("at the end %v", last)
+	}
+	for _, id := range []string{"a", "b"} {
+		if _, res, err := h.store.Report(t.Context(), id); err != nil || res.GetVerdict() != admit {
+			t.Errorf("%s: %v, %v", id, res.GetVerdict(), err)
+		}
+	}
+}
+
 func TestAdoptTellsWhatIsNotJudgedYetAndRunMakesUpForIt(t *testing.T) {
 	h := newHouse(t)
 	h.inventory.set(t, "a", active())

@@ -132,6 +132,13 @@ func KindOf(file []byte) (string, error) {
 	return parts.kind, err
 }
 
+// ContentOf returns a file's content. Nothing is verified: it is for files that
+// Open has opened before.
+func ContentOf(file []byte) ([]byte, error) {
+	parts, err := split(file)
+	return parts.content, err
+}
+
 // parts is a file taken apart; nothing in it is verified.
 type parts struct {
 	kind               string
