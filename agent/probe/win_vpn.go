@@ -77,7 +77,7 @@ func (v *vpn) collectWindows(ctx context.Context, h Host, out *posturev1.Vpn) er
 // connections that a person made.
 func (v *windowsVPN) askDialups(ctx context.Context) {
 	if v.host.Windows.Dialups == nil {
-		v.dialupsErr = errors.New("Remote Access Service: not readable on this machine")
+		v.dialupsErr = errors.New("the Remote Access Service is not readable on this machine")
 		return
 	}
 	v.dialups, v.dialupsErr = v.host.Windows.Dialups.Connections(ctx)
@@ -85,7 +85,7 @@ func (v *windowsVPN) askDialups(ctx context.Context) {
 		v.dialupsErr = nil
 	}
 	if v.dialupsErr != nil {
-		v.dialupsErr = fmt.Errorf("Remote Access Service: %w", v.dialupsErr)
+		v.dialupsErr = fmt.Errorf("asking the Remote Access Service: %w", v.dialupsErr)
 	}
 	vpns, others := v.dialled()
 	if v.routingErr == nil && vpns > 0 && others > 0 {
