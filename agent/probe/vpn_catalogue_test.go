@@ -274,3 +274,48 @@ func TestDocumentedCatalogue(t *testing.T) {
 		}
 	}
 }
+
+// A maker that writes its name a little differently is still that maker; one
+// that only contains the name is another.
+func TestPublisherIsComparedByLettersAlone(t *testing.T) {
+	catalogue := &VPNCatalogue{}
+	if err := catalogue.Extend([]byte(exampleCatalogue)); err != nil {
+		t.Fatal(err)
+	}
+	for publisher, fits := range map[string]bool{
+		"Example GmbH": true, "EXAMPLE, GmbH.": true,
+		"Example": false, "Example GmbH & Co. KG": false, "Not Example GmbH": false, "": false,
+	} {
+		asked := 0
+		h := windowsWithExample(&asked)
+		h.Windows.Programs = recordedPrograms{map[string]Program{examplePath: {Publisher: publisher}}, &asked}
+		client := clientOf(t, observe(t, h, vpnProbe(catalogue)).Vpn, "example")
+		if (len(client.Contradictions) == 0) != fits {
+			t.Errorf("%q: %v", publisher, client.Contradictions)
+		}
+	}
+}
+
+// netbird#1803 went on with an old state after a client had come back.
+func TestRecoveryShowsAtOnceNetbird1803(t *testing.T) {
+	catalogue, asked := &VPNCatalogue{}, 0
+	if err := catalogue.Extend([]byte(exampleCatalogue)); err != nil {
+		t.Fatal(err)
+	}
+	p := vpnProbe(catalogue)
+	adapter := Link{Index: 9, Description: "Example Virtual Adapter", Type: 6, Up: true, Addresses: prefixes("10.1.0.2/24")}
+	for _, step := range []struct {
+		running bool
+		state   string
+		want    string
+	}{
+		{true, "up", "yes/yes/yes/? SPLIT NONE"},
+		{false, "down", "yes/yes/no/no NONE NONE"},
+		{true, "up", "yes/yes/yes/? SPLIT NONE"},
+	} {
+		adapter.Running, adapter.OperState = step.running, step.state
+		if got := facts(clientOf(t, observe(t, windowsWithExample(&asked, adapter), p).Vpn, "example")); got != step.want {
+			t.Errorf("adapter %s: %s, want %s", step.state, got, step.want)
+		}
+	}
+}

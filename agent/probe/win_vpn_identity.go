@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
@@ -119,10 +120,21 @@ func (w *windowsClient) identityContradictions(c *posturev1.VpnClient, p Program
 	if p.Trust != 0 {
 		return []*posturev1.Contradiction{clientContradiction(c, "signature_valid", "catalogue", signed, "WinVerifyTrust", trustWord(p.Trust))}
 	}
-	if slices.ContainsFunc(expected, func(name string) bool { return strings.EqualFold(name, p.Publisher) }) {
+	if slices.ContainsFunc(expected, func(name string) bool { return bareName(name) == bareName(p.Publisher) }) {
 		return nil
 	}
 	return []*posturev1.Contradiction{clientContradiction(c, "publisher", "catalogue", signed, "signature", "signed by "+oneLine(p.Publisher))}
+}
+
+// bareName is a name without case, spaces and punctuation: makers write
+// "Example, Inc." in one certificate and "Example Inc" in the next.
+func bareName(name string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsLetter(r) && !unicode.IsDigit(r) {
+			return -1
+		}
+		return unicode.ToLower(r)
+	}, name)
 }
 
 func trustWord(code uint32) string {
