@@ -72,11 +72,11 @@ func linkOf(row *winipcfg.MibIfRow2) Link {
 func (ipHelper) Route(_ context.Context, addr netip.Addr) (Route, error) {
 	ask := windows.NewLazySystemDLL("iphlpapi.dll").NewProc("GetBestRoute2")
 	if err := ask.Find(); err != nil {
-		return Route{}, fmt.Errorf("looking up a route: %w", err)
+		return Route{}, fmt.Errorf("GetBestRoute2: %w", err)
 	}
 	var destination, source winipcfg.RawSockaddrInet
 	if err := destination.SetAddr(addr.Unmap()); err != nil {
-		return Route{}, fmt.Errorf("looking up a route: %w", err)
+		return Route{}, fmt.Errorf("GetBestRoute2: %w", err)
 	}
 	var best winipcfg.MibIPforwardRow2
 	result, _, _ := ask.Call(0, 0, 0, uintptr(unsafe.Pointer(&destination)), 0,
@@ -88,7 +88,7 @@ func (ipHelper) Route(_ context.Context, addr netip.Addr) (Route, error) {
 		err == windows.ERROR_NOT_SUPPORTED && switchedOff(destination.Family):
 		return Route{}, fmt.Errorf("%w: %w", ErrNoRoute, err)
 	default:
-		return Route{}, fmt.Errorf("looking up a route: %w", err)
+		return Route{}, fmt.Errorf("GetBestRoute2: %w", err)
 	}
 	r := Route{LinkIndex: int(best.InterfaceIndex), Source: source.Addr().WithZone("").Unmap()}
 	if gateway := best.NextHop.Addr(); gateway.IsValid() && !gateway.IsUnspecified() {

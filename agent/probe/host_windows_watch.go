@@ -261,6 +261,7 @@ var watchedKeys = registryKeys{
 	{section: "patch", key: `SOFTWARE\Microsoft\Windows\CurrentVersion\Component Based Servicing`},
 	{section: "patch", key: `SOFTWARE\Microsoft\Windows\CurrentVersion\WindowsUpdate\Auto Update`},
 	{section: "patch", key: `SOFTWARE\Policies\Microsoft\Windows\WindowsUpdate`, tree: true},
+	{section: "patch", key: `SOFTWARE\Microsoft\PolicyManager\current\device\Update`},
 	{section: "volumes", key: `SYSTEM\CurrentControlSet\Control\FVEStats`},
 	{section: "firewall", key: `SYSTEM\CurrentControlSet\Services\SharedAccess\Parameters\FirewallPolicy\DomainProfile`},
 	{section: "firewall", key: `SYSTEM\CurrentControlSet\Services\SharedAccess\Parameters\FirewallPolicy\StandardProfile`},
