@@ -130,7 +130,7 @@ func (c config) purge(configFile string, keepIdentity bool) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("removing files: %w", err)
 	}
-	return nil
+	return service.Forget()
 }
 
 // newPrepareImage is for a machine whose disk becomes the image of many: it

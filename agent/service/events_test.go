@@ -3,12 +3,8 @@ package service
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 )
@@ -93,54 +89,6 @@ func TestNumbersOfEventsAreUniqueAndShowable(t *testing.T) {
 		}
 		if e.De == "" || e.En == "" {
 			t.Errorf("%d has no text in both languages", e.ID)
-		}
-	}
-}
-
-// An event whose message nobody logs any more would be missed in silence.
-func TestEveryEventOfTheCatalogueIsLoggedSomewhere(t *testing.T) {
-	var source strings.Builder
-	err := filepath.WalkDir("..", func(path string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") || filepath.Base(path) == "events.go" {
-			return err
-		}
-		content, err := os.ReadFile(path)
-		source.Write(content)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range Catalogue() {
-		if !strings.Contains(source.String(), `"`+e.Message+`"`) {
-			t.Errorf("nobody logs %q", e.Message)
-		}
-	}
-}
-
-func TestEveryEventIsDocumented(t *testing.T) {
-	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "agent.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	numbers := map[string]bool{}
-	for line := range strings.Lines(string(page)) {
-		cells := strings.Split(line, "|")
-		if len(cells) < 3 {
-			continue
-		}
-		for n := range strings.SplitSeq(cells[1], ",") {
-			numbers[strings.TrimSpace(n)] = true
-		}
-	}
-	for _, id := range []uint32{otherWarning, otherError} {
-		if !numbers[fmt.Sprint(id)] {
-			t.Errorf("docs/agent.md does not have %d", id)
-		}
-	}
-	for _, e := range Catalogue() {
-		if !numbers[fmt.Sprint(e.ID)] {
-			t.Errorf("docs/agent.md does not have %d", e.ID)
 		}
 	}
 }

@@ -20,5 +20,8 @@ func NewLogger(level slog.Leveler) *slog.Logger {
 // opens it checks them.
 func Protect(Directories) ([]string, error) { return nil, nil }
 
+// Forget has nothing to remove: the journal knows no sources.
+func Forget() error { return nil }
+
 // SystemLanguage is the language of the system; empty: the house's.
 func SystemLanguage() string { return "" }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/windows"
+	"golang.org/x/sys/windows/registry"
 	"golang.org/x/sys/windows/svc/eventlog"
 	"golang.org/x/sys/windows/svc/mgr"
 )
@@ -120,6 +121,16 @@ func (a *applicationLog) Write(level slog.Level, id uint32, text string) error {
 		return a.open.Warning(id, text)
 	}
 	return a.open.Info(id, text)
+}
+
+// Forget removes the source of events: an uninstallation leaves nothing. Events
+// that were written stay, without the text around them.
+func Forget() error {
+	err := eventlog.Remove(Name)
+	if err == nil || errors.Is(err, registry.ErrNotExist) {
+		return nil
+	}
+	return fmt.Errorf("removing event source: %w", err)
 }
 
 // SystemLanguage is the language that Windows speaks to everybody ("de-DE");

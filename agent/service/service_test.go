@@ -3,11 +3,7 @@ package service
 import (
 	"context"
 	"errors"
-	"go/build"
 	"log/slog"
-	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -169,62 +165,5 @@ func TestSettingsThatDifferAreNamed(t *testing.T) {
 	have.Reset = time.Second
 	if d := wanted().differences(have); len(d) != 1 || d[0] != "restarts" {
 		t.Errorf("named are %v", d)
-	}
-}
-
-// One unit: what `install` writes is what packages install, but for the path and
-// what comes with a package alone.
-func TestUnitIsThatOfThePackages(t *testing.T) {
-	packaged, err := os.ReadFile(filepath.Join("..", "..", "installer", "systemd", "pfoertner-agent.service"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	directives := func(text string) []string {
-		var list []string
-		for line := range strings.Lines(text) {
-			line = strings.TrimSpace(line)
-			name, _, set := strings.Cut(line, "=")
-			own := name == "ExecStart" || name == "Documentation" || name == "ConditionFileIsExecutable"
-			if set && !own && !strings.HasPrefix(line, "#") {
-				list = append(list, line)
-			}
-		}
-		return list
-	}
-	here, there := directives(unit), directives(string(packaged))
-	for _, d := range there {
-		if !slices.Contains(here, d) {
-			t.Errorf("only the package has %s", d)
-		}
-	}
-	for _, d := range here {
-		if !slices.Contains(there, d) {
-			t.Errorf("the package lacks %s", d)
-		}
-	}
-}
-
-// What makes the service start under Wine is not in the program that is shipped.
-func TestReleasedProgramAsksWindowsWhetherItIsAService(t *testing.T) {
-	for _, arch := range []string{"amd64", "arm64"} {
-		context := build.Default
-		context.GOOS, context.GOARCH, context.BuildTags = "windows", arch, []string{"grpcnotrace"}
-		if in, err := context.MatchFile(".", "host_winetest.go"); err != nil || in {
-			t.Errorf("%s: a release has it: %v, %v", arch, in, err)
-		}
-		context.BuildTags = append(context.BuildTags, "winetest")
-		if in, err := context.MatchFile(".", "host_winetest.go"); err != nil || !in {
-			t.Errorf("%s: a trial does not: %v, %v", arch, in, err)
-		}
-	}
-	root := filepath.Join("..", "..")
-	for _, name := range []string{"Makefile", filepath.Join(".ci", "dist")} {
-		recipe, err := os.ReadFile(filepath.Join(root, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if strings.Contains(string(recipe), "winetest") {
-			t.Errorf("%s builds with winetest", name)
-		}
 	}
 }
