@@ -256,7 +256,7 @@ func TestWhereProgramsMayLie(t *testing.T) {
 			t.Errorf("%s became %s", path, got)
 		}
 	}
-	if r.path(`D:\a.exe`) != r.path(`D:\a.exe`) || r.path(`D:\a.exe`) == r.path(`D:\b.exe`) {
+	if a, again, b := r.path(`D:\a.exe`), r.path(`D:\a.exe`), r.path(`D:\b.exe`); a != again || a == b {
 		t.Error("replaced paths lose their identity")
 	}
 }
