@@ -22,7 +22,7 @@ const signatureLife = 7 * 24 * time.Hour
 // observation, not a failure.
 func antivirusProbe() Probe {
 	p := &antivirus{}
-	return Probe{Section: "antivirus", Collect: p.collect}
+	return Probe{Section: "antivirus", Timeout: asideTimeout, Collect: p.collect}
 }
 
 type antivirus struct {

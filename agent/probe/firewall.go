@@ -15,7 +15,7 @@ import (
 // services that should have loaded it. That a service is active does not mean
 // that rules are loaded, nor the other way round.
 func firewallProbe() Probe {
-	return Probe{Section: "firewall", Collect: collectFirewall}
+	return Probe{Section: "firewall", Timeout: asideTimeout, Collect: collectFirewall}
 }
 
 func collectFirewall(ctx context.Context, h Host, ev *posturev1.Evidence) error {

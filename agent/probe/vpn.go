@@ -15,9 +15,14 @@ import (
 // (Reject-After-Time of the protocol).
 const handshakeLife = 180 * time.Second
 
-// vpnTimeout is longer than others': on Windows programs are asked, and the
-// signature of each client's program is verified.
-const vpnTimeout = 30 * time.Second
+const (
+	// asideTimeout is for probes that ask Windows in another process: longer
+	// than that process may take, so that its own word on why is heard.
+	asideTimeout = 30 * time.Second
+	// vpnTimeout is for several such questions, one after the other: the
+	// Remote Access Service, and the signature of each client's program.
+	vpnTimeout = time.Minute
+)
 
 // The answers of evidence, short.
 const (

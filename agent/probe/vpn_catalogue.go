@@ -311,7 +311,7 @@ func (w *windowsFootprint) check() error {
 	}
 	for _, texts := range [][]string{w.Adapters, w.Paths, w.Publishers} {
 		for _, text := range texts {
-			if len(strings.TrimSpace(text)) < 3 {
+			if len(bareName(text)) < 3 {
 				return fmt.Errorf("%q would match too much", text)
 			}
 		}

@@ -126,6 +126,7 @@ func TestCatalogueThatIsRefused(t *testing.T) {
 		"no service":                     content(`{"product": "a", "windows": {"adapters": ["TAP"]}}`),
 		"every adapter":                  content(`{"product": "a", "windows": {"services": ["abc"], "adapters": [""]}}`),
 		"every adapter, spaces":          content(`{"product": "a", "windows": {"services": ["abc"], "adapters": ["    "]}}`),
+		"a publisher without a name":     content(`{"product": "a", "windows": {"services": ["abc"], "publishers": ["..., "]}}`),
 		"every publisher":                content(`{"product": "a", "windows": {"services": ["abc"], "publishers": [""]}}`),
 		"a program in somebody's home":   content(`{"product": "a", "programs": ["home/user/vpn"]}`),
 		"a program outside of the tree":  content(`{"product": "a", "programs": ["usr/../../etc/shadow"]}`),
@@ -316,6 +317,23 @@ func TestRecoveryShowsAtOnceNetbird1803(t *testing.T) {
 		adapter.Running, adapter.OperState = step.running, step.state
 		if got := facts(clientOf(t, observe(t, windowsWithExample(&asked, adapter), p).Vpn, "example")); got != step.want {
 			t.Errorf("adapter %s: %s, want %s", step.state, got, step.want)
+		}
+	}
+}
+
+// A question that is asked in another process ends there first: otherwise the
+// reading would say that a probe hangs, and not what does.
+func TestProbesOutwaitTheProcessesTheyAsk(t *testing.T) {
+	for _, p := range Probes(Options{}) {
+		names := map[string][]string{
+			"firewall": {asideFirewall}, "antivirus": {asideAntivirus}, "vpn": {asideDialups, asideProgram},
+		}[p.Section]
+		var longest time.Duration
+		for _, name := range names {
+			longest += asideLimitsOf(name).timeout
+		}
+		if p.Timeout <= longest && len(names) > 0 {
+			t.Errorf("%s waits %s, and the processes it asks take up to %s", p.Section, p.Timeout, longest)
 		}
 	}
 }
