@@ -284,6 +284,62 @@ rules:
 	s.shows("policy.txt")
 }
 
+func TestReferencesAreSignedImportedAndKept(t *testing.T) {
+	h, _ := office(t)
+	s := h.terminal(t)
+	signer, elsewhere := filepath.Join(s.dir, "signer-it"), newHouse(t)
+	if err := h.keys.WriteReferenceSigner(signer, "it"); err != nil {
+		t.Fatal(err)
+	}
+	if err := elsewhere.keys.WriteReferenceSigner(filepath.Join(s.dir, "elsewhere"), "it"); err != nil {
+		t.Fatal(err)
+	}
+	today := time.Now().UTC()
+	values := func(issued string) string {
+		return "issued: " + issued + `
+as_of: ` + today.Format(time.DateOnly) + `
+sources: {s: {text: invented for a test, read: 2026-11-20}}
+windows_builds:
+  - {build: 26100, track: client, ubr: 9999, release_date: 2026-11-10, class: security, source: s}
+ring:
+  - {build: 26100, track: client, ubr: 9999, approved_on: 2026-11-18}
+`
+	}
+	in := func(name string) string { return filepath.Join(s.dir, name) }
+	s.run("references", "show")
+	wrong := s.file("wrong.yaml", strings.Replace(values("2026-11-20"), "class: security", "class: important", 1)+"rings: []\n")
+	s.run("references", "sign", wrong, "--signer", signer, "--out", in("wrong.signed"))
+	s.run("references", "sign", s.file("values.yaml", values("2026-11-20")), "--signer", signer, "--out", in("values.signed"))
+	s.run("references", "sign", in("values.yaml"), "--signer", in("elsewhere"), "--out", in("foreign.signed"))
+	s.run("references", "sign", in("values.yaml"), "--signer", s.operator, "--out", in("none.signed"))
+	s.run("references", "verify", in("values.signed"))
+	s.run("references", "verify", in("foreign.signed"))
+	s.run("references", "verify", in("values.yaml"))
+	s.run("references", "import", in("foreign.signed"))
+	s.run("references", "import", in("values.signed"), "--comment", "for the test")
+	s.run("references", "import", in("values.signed"))
+	s.run("references", "sign", s.file("older.yaml", values("2026-10-20")), "--signer", signer, "--out", in("older.signed"))
+	s.run("references", "import", in("older.signed"))
+	s.run("references", "import", in("older.signed"), "--allow-older", "--comment", "the last one was wrong")
+	s.run("references", "sign", s.file("catalogue.json", `{"sequence": 1, "clients": []}`), "--kind", "vpn-catalogue", "--signer", signer, "--out", in("catalogue.signed"))
+	s.run("references", "show", "--kind", "vpn-catalogue")
+	s.run("references", "import", in("catalogue.signed"))
+	s.run("references", "show", "--kind", "vpn-catalogue")
+	s.run("references", "history")
+	// After a restart the same is in force.
+	h.stop()
+	h.start(t)
+	s.collector = h.operators.Addr().String()
+	s.run("references", "show")
+	s.conceal("ends on "+today.Format(time.DateOnly), "ends on TODAY")
+	s.conceal("until "+today.Truncate(24*time.Hour).Add(35*24*time.Hour).Format(time.DateOnly), "until IN 35 DAYS")
+	s.conceal("ends on "+today.Add(365*24*time.Hour).Format(time.DateOnly), "ends on IN A YEAR")
+	s.shows("references.txt")
+	if asOf, _ := h.verifier.References().WindowsAsOf(); asOf.Format(time.DateOnly) != today.Format(time.DateOnly) {
+		t.Errorf("after a restart the table ends on %s", asOf)
+	}
+}
+
 func TestInventoryIsImportedOrEveryMistakeNamed(t *testing.T) {
 	h := newHouse(t)
 	s := h.terminal(t)

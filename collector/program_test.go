@@ -361,6 +361,7 @@ func compliant(now time.Time) *posturev1.Evidence {
 		},
 		Tpm:        &posturev1.Tpm{Reading: read("/sys/class/tpm"), Present: yes, Version: "2.0"},
 		SecureBoot: &posturev1.SecureBoot{Reading: read("/sys/firmware/efi/efivars"), Enabled: yes, SetupMode: no},
+		ScreenLock: &posturev1.ScreenLock{Reading: read("dconf"), Enforced: yes, IdleSeconds: 600},
 		Firewall: &posturev1.Firewall{Reading: read("nftables, systemd"), Engines: []*posturev1.FirewallEngine{
 			{Engine: "nftables", ServiceActive: yes, RulesLoaded: yes, InboundDefaultDrop: yes},
 		}},

@@ -94,7 +94,7 @@ func TestCatalogueOfTheCollector(t *testing.T) {
 		{name: "in force again after a withdrawal", files: [][]byte{sign(third), nil, sign(third)}, want: third},
 		{name: "another content with a used sequence", files: [][]byte{sign(second), sign(catalogueText(2, "other"))}, want: second, log: "used for another content"},
 		{name: "changed after it was signed", files: [][]byte{sign(third), tampered}, want: third, log: "signature does not fit"},
-		{name: "signed under another authority", files: [][]byte{sign(second), signedBy(t, stranger, signed.VPNCatalogue, third, time.Hour)}, want: second, log: "certificate signed by unknown authority"},
+		{name: "signed under another authority", files: [][]byte{sign(second), signedBy(t, stranger, signed.VPNCatalogue, third, time.Hour)}, want: second, log: "from another authority than the collector"},
 		{name: "reference values are no catalogue", files: [][]byte{sign(second), signedBy(t, c.Servers, signed.References, third, time.Hour)}, want: second, log: "references"},
 		{name: "a signer whose certificate has ended", files: [][]byte{sign(second), signedBy(t, c.Servers, signed.VPNCatalogue, third, -time.Minute)}, want: second, log: "expired"},
 		{name: "not signed", files: [][]byte{sign(second), []byte(third)}, want: second, log: "carries no signature"},

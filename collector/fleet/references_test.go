@@ -149,7 +149,7 @@ func TestNonsenseInAFileChangesNothing(t *testing.T) {
 		"no signature":               {[]byte(values("2026-11-20")), "carries no signature"},
 		"changed":                    {[]byte(strings.Replace(string(good), "house", "horse", 1)), "changed after it was signed"},
 		"cut off":                    {good[:len(good)-1], "cut off"},
-		"of another collector":       {sign(t, signed.References, values("2026-11-20"), other(t)), "unknown authority"},
+		"of another collector":       {sign(t, signed.References, values("2026-11-20"), other(t)), "another authority"},
 		"issued in the future":       {sign(t, signed.References, values("2099-01-01"), by), "in the future"},
 		"too long":                   {make([]byte, signed.MaxFile+1), "at most"},
 		"a catalogue without number": {sign(t, signed.VPNCatalogue, `{"clients": []}`, by), "no sequence"},

@@ -116,6 +116,9 @@ func Open(kind string, file []byte, roots *x509.CertPool, now time.Time) (conten
 		return nil, "", fmt.Errorf("the file is signed for %q, not for %q", parts.kind, kind)
 	}
 	leaf, name, err := mtls.VerifyReferenceSigner(parts.chain, roots, now)
+	if _, foreign := errors.AsType[x509.UnknownAuthorityError](err); foreign {
+		return nil, "", errors.New("the signer's certificate is from another authority than the collector's")
+	}
 	if err != nil {
 		return nil, "", err
 	}
