@@ -193,6 +193,9 @@ func (c config) notices() string { return filepath.Join(c.StateDir, "notices.jso
 // ledger is where the service remembers since when updates are pending.
 func (c config) ledger() string { return filepath.Join(c.StateDir, "updates.json") }
 
+// searches is where the service keeps what Windows Update answered last.
+func (c config) searches() string { return filepath.Join(c.StateDir, "update-search.json") }
+
 func (c config) pin() (uplink.Pin, error) {
 	if c.CAFile != "" {
 		return uplink.Pin{File: c.CAFile}, nil

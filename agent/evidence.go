@@ -42,8 +42,11 @@ func newEvidence(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 			return errors.New("--raw and --replay exclude each other")
 		}
 		host, options := probe.NewHost(), probe.Options{AgentVersion: version, Ledger: sightings(c), VPNCatalogue: clients(c)}
+		options.UpdateSearches = probe.NewUpdateSearches("")
+		options.UpdateSearches.Patience = time.Minute // somebody waits for it
 		switch {
 		case *raw != "":
+			options.UpdateSearches.Patience = 10 * time.Minute
 			return writeCapture(ctx, host, options, *raw, out)
 		case *replay != "":
 			options.Ledger = nil // what this notebook saw pending says nothing about another

@@ -118,7 +118,7 @@ func (c config) purge(configFile string, keepIdentity bool) error {
 			errs = append(errs, err)
 		}
 	}
-	files := []string{c.ledger(), c.notices(), c.StatusFile, configFile, c.TokenFile}
+	files := []string{c.ledger(), c.searches(), c.notices(), c.StatusFile, configFile, c.TokenFile}
 	for _, name := range files {
 		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
@@ -175,7 +175,7 @@ func (c config) leaveNoKey(remove bool) (present bool, err error) {
 	if _, err := state.Remove(); err != nil {
 		return true, err
 	}
-	for _, name := range []string{c.ledger(), c.notices(), c.StatusFile} {
+	for _, name := range []string{c.ledger(), c.searches(), c.notices(), c.StatusFile} {
 		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return false, fmt.Errorf("removing what belongs to this machine: %w", err)
 		}

@@ -145,14 +145,18 @@ func (k *keeper) once(ctx context.Context) error {
 	parts.Go(func() { bell.Run(ctx) })
 	k.log.Info("agent started", "version", version, "collector", c.Collector)
 	catalogue := &probe.VPNCatalogue{}
+	searches := probe.NewUpdateSearches(c.searches())
+	watcher := probe.NewWatcher()
+	watcher.Follow(searches)
 	err = session.Run(ctx, session.Options{
 		Target: c.target(), State: state, Enrolment: c.enrolment,
 		Collector: probe.NewCollector(probe.NewHost(), probe.Probes(probe.Options{
-			AgentVersion: version,
-			Ledger:       probe.FileLedger{Path: c.ledger()},
-			VPNCatalogue: catalogue,
+			AgentVersion:   version,
+			Ledger:         probe.FileLedger{Path: c.ledger()},
+			UpdateSearches: searches,
+			VPNCatalogue:   catalogue,
 		})),
-		Watcher: probe.NewWatcher(), VPNCatalogue: catalogue,
+		Watcher: watcher, VPNCatalogue: catalogue,
 		Board: audience{board, bell}, Log: k.log,
 	})
 	if err != nil {

@@ -114,7 +114,7 @@ func TestRunningKernelAgainstTheNewestInstalled(t *testing.T) {
 			if c.note {
 				files["run/reboot-required"] = file("*** System restart required ***\n")
 			}
-			patch := observe(t, Host{Files: files, System: fakeSystem{BootTime: c.bootedAt}}, patchProbe(nil)).Patch
+			patch := observe(t, Host{Files: files, System: fakeSystem{BootTime: c.bootedAt}}, patchProbe(nil, nil)).Patch
 			wantState(t, patch.KernelReading, c.kernel)
 			if patch.RebootPending.Pending != c.want || strings.Join(patch.RebootPending.Sources, " ") != c.source {
 				t.Errorf("reboot %s by %v, want %s by %q", patch.RebootPending.Pending, patch.RebootPending.Sources, c.want, c.source)

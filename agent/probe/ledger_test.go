@@ -17,7 +17,7 @@ import (
 func aged(t *testing.T, ledger Ledger, files fstest.MapFS, now time.Time) (*posturev1.Patch, float64) {
 	t.Helper()
 	h := Host{Files: files, Now: func() time.Time { return now }}
-	patch := observe(t, h, patchProbe(ledger)).Patch
+	patch := observe(t, h, patchProbe(ledger, nil)).Patch
 	wantState(t, patch.Reading, observed)
 	for _, p := range patch.Pending {
 		if p.Package == "liblzma5" {
@@ -117,7 +117,7 @@ func TestLedgerThatCannotBeReadIsNotOverwritten(t *testing.T) {
 	ledger := &stubbornLedger{err: errors.New("input/output error"), saved: []Sighting{
 		{"liblzma5", "amd64", "5.4.1-1+deb12u2", testNow.AddDate(0, 0, -20)},
 	}}
-	probe := patchProbe(ledger)
+	probe := patchProbe(ledger, nil)
 	first := observe(t, Host{Files: files}, probe).Patch
 	if ledger.saves != 0 || !strings.Contains(first.Reading.Reason, "input/output error") {
 		t.Errorf("saved %d times, reason %q", ledger.saves, first.Reading.Reason)

@@ -17,17 +17,19 @@ import (
 
 // patchProbe reads which security updates are known and not installed. The
 // ledger keeps since when; nil remembers it only while the agent runs.
-func patchProbe(ledger Ledger) Probe {
-	p := &patch{ages: fixAges{ledger: ledger}}
-	return Probe{Section: "patch", Timeout: 30 * time.Second, Collect: p.collect}
+func patchProbe(ledger Ledger, searches *UpdateSearches) Probe {
+	if searches == nil {
+		searches = NewUpdateSearches("")
+	}
+	p := &patch{ages: fixAges{ledger: ledger}, search: searches}
+	return Probe{Section: "patch", Timeout: 30*time.Second + searches.Patience, Collect: p.collect}
 }
 
 type patch struct {
-	mu   sync.Mutex
-	apt  aptReader
-	ages fixAges
-	// search is what Windows Update answered last.
-	search updateSearches
+	mu     sync.Mutex
+	apt    aptReader
+	ages   fixAges
+	search *UpdateSearches
 }
 
 func (p *patch) collect(ctx context.Context, h Host, ev *posturev1.Evidence) error {

@@ -26,7 +26,7 @@ const (
 
 func readPatch(t testing.TB, files fs.FS) *posturev1.Patch {
 	t.Helper()
-	return observe(t, Host{Files: files}, patchProbe(nil)).Patch
+	return observe(t, Host{Files: files}, patchProbe(nil, nil)).Patch
 }
 
 // listed writes pending updates as "package:architecture installed → fixed".
@@ -100,7 +100,7 @@ func TestNewerPointReleaseInMainDoesNotHideAMissedSecurityFix(t *testing.T) {
 
 func TestInstalledUpdateIsNoLongerPending(t *testing.T) {
 	files := layTrees(t, "apt/minimal", "apt/security")
-	probe := patchProbe(nil)
+	probe := patchProbe(nil, nil)
 	before := observe(t, Host{Files: files}, probe).Patch
 	status := string(files[dpkgStatusFile].Data)
 	files[dpkgStatusFile] = &fstest.MapFile{
@@ -344,7 +344,7 @@ func (o openings) Stat(name string) (fs.FileInfo, error) { return fs.Stat(o.FS, 
 func TestUnchangedListsAreNotReadTwice(t *testing.T) {
 	tree := layTrees(t, "apt/minimal", "apt/security")
 	files := openings{tree, map[string]int{}}
-	probe := patchProbe(nil)
+	probe := patchProbe(nil, nil)
 	for range 3 {
 		if patch := observe(t, Host{Files: files}, probe).Patch; patch.PendingSecurity != 6 {
 			t.Fatalf("%d pending", patch.PendingSecurity)

@@ -46,6 +46,9 @@ type Options struct {
 	// Ledger keeps since when a security update is offered; nil remembers it
 	// only while the agent runs.
 	Ledger Ledger
+	// UpdateSearches keeps what Windows Update answered; nil remembers it only
+	// while the agent runs.
+	UpdateSearches *UpdateSearches
 	// VPNCatalogue extends the shipped list of VPN clients; nil: nothing does.
 	VPNCatalogue *VPNCatalogue
 }
@@ -56,7 +59,7 @@ func Probes(o Options) []Probe {
 	return []Probe{
 		platformProbe(o.AgentVersion),
 		volumesProbe(),
-		patchProbe(o.Ledger),
+		patchProbe(o.Ledger, o.UpdateSearches),
 		vpnProbe(o.VPNCatalogue),
 		tpmProbe(),
 		secureBootProbe(),

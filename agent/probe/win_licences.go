@@ -54,7 +54,7 @@ func extendedSupport(licences []ProductLicence, now time.Time) posturev1.Ternary
 const (
 	licencesKept     = 4 * time.Hour
 	licencesRetry    = 30 * time.Minute
-	licencesPatience = 3 * time.Second
+	licencesPatience = 6 * time.Second
 )
 
 var errStillAsking = errors.New("it has not answered yet")

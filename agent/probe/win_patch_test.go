@@ -3,7 +3,6 @@ package probe
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -66,7 +65,7 @@ func newWindowsNotebook(l Ledger) *windowsNotebook {
 			LastSearch: time.Date(2026, 6, 20, 5, 40, 0, 0, time.UTC),
 		},
 		now:   time.Date(2026, 6, 20, 8, 0, 0, 0, time.UTC),
-		probe: patchProbe(l),
+		probe: patchProbe(l, nil),
 	}
 	n.updates.answer = func(context.Context) (UpdateSearch, error) { return n.search, nil }
 	return n
@@ -183,36 +182,6 @@ func TestSearchIsRepeatedOnlyWhenItMayAnswerOtherwise(t *testing.T) {
 	expect("half an hour after it failed", 9)
 }
 
-func TestSearchThatRunsForMinutesIsNotWaitedFor(t *testing.T) {
-	n := newWindowsNotebook(nil)
-	quick := n.updates.answer
-	slow := func(ctx context.Context) (UpdateSearch, error) {
-		return UpdateSearch{}, fmt.Errorf("reading updates aside runs since noon: %w", errStillSearching)
-	}
-	n.updates.answer = slow
-	for range 2 {
-		if r := n.patch(t).GetWindowsUpdate().GetReading(); r.GetState() != posturev1.ReadingState_READING_STATE_FAILED {
-			t.Errorf("before the first answer: %v", r)
-		}
-	}
-	if n.updates.asked != 2 {
-		t.Error("a search that runs is asked for each time")
-	}
-	n.updates.answer = quick
-	if r := n.patch(t).GetWindowsUpdate().GetReading(); r.GetState() != posturev1.ReadingState_READING_STATE_OBSERVED {
-		t.Errorf("with the answer: %v", r)
-	}
-	n.updates.answer = slow
-	n.now = n.now.Add(searchEvery)
-	if r := n.patch(t).GetWindowsUpdate().GetReading(); r.GetState() != posturev1.ReadingState_READING_STATE_OBSERVED {
-		t.Errorf("the old answer serves while a newer search runs: %v", r)
-	}
-	n.now = n.now.Add(searchKept - searchEvery)
-	if r := n.patch(t).GetWindowsUpdate().GetReading(); r.GetState() != posturev1.ReadingState_READING_STATE_FAILED {
-		t.Errorf("but not for ever: %v", r)
-	}
-}
-
 func TestUpdatesAgeFromWhenTheyWereFirstOffered(t *testing.T) {
 	ledger := &FileLedger{Path: t.TempDir() + "/ledger"}
 	n := newWindowsNotebook(ledger)
@@ -221,7 +190,7 @@ func TestUpdatesAgeFromWhenTheyWereFirstOffered(t *testing.T) {
 	n.patch(t)
 
 	// Three days later, after a restart of the agent; Microsoft has changed it.
-	n.probe = patchProbe(ledger)
+	n.probe = patchProbe(ledger, nil)
 	n.now = n.now.AddDate(0, 0, 3)
 	n.search.Pending[0].Changed = n.now
 	if got := n.patch(t).GetPending()[0].GetFirstSeenAt().AsTime(); !got.Equal(first) {
