@@ -87,4 +87,3 @@ func outcomeOf(t testing.TB, res *posturev1.Result, rule string) *posturev1.Find
 	t.Fatalf("no finding of %s", rule)
 	return nil
 }
-
