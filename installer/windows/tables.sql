@@ -19,3 +19,7 @@ UPDATE `ServiceInstall` SET `ErrorControl` = 32769 WHERE `ServiceInstall` = 'Ser
 -- The program carries a version: a newer one replaces an older one, whatever the dates of the files.
 UPDATE `File` SET `Version` = '@VERSION@', `Language` = '0' WHERE `File` = 'AgentExe'
 DELETE FROM `MsiFileHash` WHERE `File_` = 'AgentExe'
+
+-- Names for volumes that have 8.3 names only, which the format wants.
+UPDATE `File` SET `FileName` = 'PFOERTNR.EXE|pfoertner-agent.exe' WHERE `File` = 'AgentExe'
+UPDATE `Directory` SET `DefaultDir` = 'PFOERTNR|Pfoertner' WHERE `Directory` = 'VENDORDIR'

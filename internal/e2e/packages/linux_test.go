@@ -115,7 +115,10 @@ func deb(t *testing.T, dist, work string) {
 			line(t, r, settings, "# by hand")
 			line(t, r, "var/lib/pfoertner-"+program+"/state", "state")
 		}
-		inside(t, r, nil, "test $(stat -c %a:%U:%G /var/lib/pfoertner-collector) = 700:pfoertner-collector:pfoertner-collector")
+		// As docs/deployment.md says; the unit waits for what comes of it.
+		inside(t, r, nil, "runuser -u pfoertner-collector -- pfoertner-collector init --config /etc/pfoertner-collector/collector.yaml"+
+			" --name localhost --operator-name anna --operator-out /var/lib/pfoertner-collector/operator; test -d /var/lib/pfoertner-collector/pki")
+		inside(t, r, nil, "touch /etc/pfoertner-gate/gate.key; test $(stat -c %a:%U:%G /var/lib/pfoertner-collector) = 700:pfoertner-collector:pfoertner-collector")
 		inside(t, r, nil, "dpkg --purge pfoertner-collector pfoertner-gate </dev/null; ! getent passwd pfoertner-collector")
 		for _, name := range []string{"var/lib/pfoertner-collector", "var/lib/pfoertner-gate", "etc/pfoertner-collector", "etc/pfoertner-gate"} {
 			if exists(r, name) {
