@@ -134,9 +134,9 @@ func newStatus(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 }
 
 // locale is the language that was asked for, that of the environment (POSIX,
-// locale variables), or of the system.
+// locale variables), or what Windows speaks to its user.
 func locale(asked string) string {
-	for _, l := range []string{asked, os.Getenv("LC_ALL"), os.Getenv("LC_MESSAGES"), os.Getenv("LANG"), service.SystemLanguage()} {
+	for _, l := range []string{asked, os.Getenv("LC_ALL"), os.Getenv("LC_MESSAGES"), os.Getenv("LANG"), service.UserLanguage()} {
 		if l != "" {
 			return l
 		}

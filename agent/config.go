@@ -16,6 +16,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"pfoertner/agent/service"
 	"pfoertner/agent/uplink"
 )
 
@@ -45,7 +46,7 @@ var errNoCollector = errors.New("the collector is not named: set collector")
 type places struct{ config, token, state, status string }
 
 // dataDirectory holds everything on Windows.
-func dataDirectory() string { return filepath.Join(os.Getenv("ProgramData"), "Pfoertner") }
+func dataDirectory() string { return filepath.Join(service.DataDirectory(), "Pfoertner") }
 
 func defaults() places {
 	if runtime.GOOS == "windows" {

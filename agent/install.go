@@ -134,11 +134,11 @@ func (c config) purge(configFile string, keepIdentity bool) error {
 }
 
 // newPrepareImage is for a machine whose disk becomes the image of many: it
-// ends with an error while there is a key that all of them would share.
+// ends with an error while there is a key or token that all of them would share.
 func newPrepareImage(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 	var s settings
 	s.register(f)
-	remove := f.Bool("remove", false, "remove the key and all that is known of this machine")
+	remove := f.Bool("remove", false, "remove key and token, and all that is known of this machine")
 	return func(context.Context) error {
 		c, err := s.load()
 		if err != nil {
@@ -147,38 +147,54 @@ func newPrepareImage(f *flag.FlagSet, out io.Writer) func(context.Context) error
 		if running, err := service.Running(); err == nil && running {
 			return errors.New("the service runs and may enrol at any moment: stop it first")
 		}
-		present, err := c.leaveNoKey(*remove)
-		switch {
-		case err != nil:
+		if *remove {
+			if err := c.forgetMachine(); err != nil {
+				return err
+			}
+		}
+		if err := c.checkImage(); err != nil {
 			return err
-		case present && !*remove:
-			return fmt.Errorf("there is a key in %s: every copy of this disk would carry it; remove it with --remove", c.StateDir)
 		}
 		fmt.Fprintln(out, "Ready for an image: there is no key on this machine. Every copy enrols by itself, with a token of its own.")
 		return nil
 	}
 }
 
-// leaveNoKey says whether there is a key; with remove there is none afterwards,
-// nor anything else that belongs to this machine alone.
-func (c config) leaveNoKey(remove bool) (present bool, err error) {
+// checkImage returns an error that names what every copy of this disk would
+// carry. It makes nothing.
+func (c config) checkImage() error {
+	if _, err := os.Stat(c.TokenFile); err == nil {
+		return fmt.Errorf("there is a token, %s, and it is good for one notebook alone; --remove removes it", c.TokenFile)
+	}
 	if _, err := os.Stat(c.StateDir); errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return nil
 	}
 	state, err := identity.Open(c.StateDir, identity.Software{})
 	if err != nil {
-		return false, err
+		return err
 	}
-	if present, err = state.Present(); err != nil || !remove {
-		return present, err
+	present, err := state.Present()
+	if err == nil && present {
+		err = fmt.Errorf("there is a key in %s, and every copy of this disk would carry it; --remove removes it", c.StateDir)
 	}
-	if _, err := state.Remove(); err != nil {
-		return true, err
-	}
-	for _, name := range []string{c.ledger(), c.searches(), c.notices(), c.StatusFile} {
-		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return false, fmt.Errorf("removing what belongs to this machine: %w", err)
+	return err
+}
+
+// forgetMachine removes what belongs to this machine alone.
+func (c config) forgetMachine() error {
+	if _, err := os.Stat(c.StateDir); err == nil {
+		state, err := identity.Open(c.StateDir, identity.Software{})
+		if err != nil {
+			return err
+		}
+		if _, err := state.Remove(); err != nil {
+			return err
 		}
 	}
-	return false, nil
+	for _, name := range []string{c.ledger(), c.notices(), c.StatusFile, c.TokenFile} {
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing what belongs to this machine: %w", err)
+		}
+	}
+	return nil
 }

@@ -45,7 +45,7 @@ func newRun(f *flag.FlagSet, _ io.Writer) func(context.Context) error {
 		level := new(slog.LevelVar)
 		if !service.Managed() {
 			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-			return (&keeper{settings: &s, level: level, log: log}).once(ctx)
+			return (&keeper{settings: &s, level: level, log: log}).untilError(ctx)
 		}
 		k := &keeper{settings: &s, level: level, log: service.NewLogger(level)}
 		return service.Run(k.keep, k.log)
@@ -90,6 +90,16 @@ func (k *keeper) keep(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-time.After(min(retry.Next(), rereadEvery)):
 		}
+	}
+}
+
+// untilError is for a terminal: somebody is there to read why it ends.
+func (k *keeper) untilError(ctx context.Context) error {
+	for {
+		if err := k.once(ctx); !errors.Is(err, errChanged) {
+			return err
+		}
+		k.log.Info("configuration has changed")
 	}
 }
 
@@ -182,9 +192,10 @@ func (a audience) Judged(r *posturev1.Result) {
 }
 
 // watch ends the work when another configuration holds, or the token is another
-// one: both come when they come.
+// one: both come when they come. A new configuration with a mistake in it is
+// said, and the one before goes on.
 func (k *keeper) watch(ctx context.Context, c config, cancel context.CancelCauseFunc) {
-	token := stamp(c.TokenFile)
+	token, mistake := stamp(c.TokenFile), ""
 	tick := time.NewTicker(rereadEvery)
 	defer tick.Stop()
 	for {
@@ -194,8 +205,11 @@ func (k *keeper) watch(ctx context.Context, c config, cancel context.CancelCause
 		case <-tick.C:
 		}
 		now, err := k.settings.load()
-		// A file that is being written is no configuration yet.
-		if err == nil && now.Collector != "" && now != c {
+		switch {
+		case err != nil && err.Error() != mistake:
+			mistake = err.Error()
+			k.log.Warn("new configuration is not used", "error", err)
+		case err == nil && now.Collector != "" && now != c:
 			cancel(errChanged)
 			return
 		}

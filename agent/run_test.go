@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -225,6 +226,12 @@ func TestImageWithAKeyIsRefused(t *testing.T) {
 	if out, err := p.run("prepare-image"); err == nil {
 		t.Errorf("a machine with a key is called ready: %s", out)
 	}
+	if err := os.Remove(p.path("token")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.run("prepare-image"); err == nil || !strings.Contains(err.Error(), "key") {
+		t.Errorf("a machine with a key alone: %v", err)
+	}
 	if out, err := p.run("prepare-image", "--remove"); err != nil {
 		t.Fatalf("%s, %v", out, err)
 	}
@@ -237,6 +244,20 @@ func TestImageWithAKeyIsRefused(t *testing.T) {
 	}
 	if _, err := os.Stat(p.path("agent.yaml")); err != nil {
 		t.Errorf("the configuration of the image is gone: %v", err)
+	}
+}
+
+func TestImageWithATokenIsRefused(t *testing.T) {
+	p := newPlace(t, "")
+	p.write("token", "t-1")
+	if _, err := p.run("prepare-image"); err == nil || !strings.Contains(err.Error(), "token") || strings.Contains(err.Error(), "t-1") {
+		t.Errorf("%v", err)
+	}
+	if _, err := p.run("prepare-image", "--remove"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(p.path("token")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the token is still there (%v)", err)
 	}
 }
 
@@ -317,5 +338,46 @@ func TestTokenIsNeverLogged(t *testing.T) {
 		if strings.Contains(text, "very-secret-token") {
 			t.Errorf("the token stands in %q", text)
 		}
+	}
+}
+
+// Group policy, an installer or an administrator changes what holds: the service
+// notices by itself. A mistake takes nothing away.
+func TestChangesOfTheConfigurationAreNoticed(t *testing.T) {
+	for name, c := range map[string]struct {
+		change  func(place)
+		noticed bool
+	}{
+		"another collector":     {func(p place) { p.write("agent.yaml", "collector: b:2") }, true},
+		"nothing":               {func(place) {}, false},
+		"the same, written new": {func(p place) { p.write("agent.yaml", "collector: a:1\n\n") }, false},
+		"a mistake":             {func(p place) { p.write("agent.yaml", "colour: red") }, false},
+		"no collector any more": {func(p place) { p.write("agent.yaml", "") }, false},
+		"a token":               {func(p place) { p.write("token", "t-2") }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := emptyPlace(t)
+			p.write("agent.yaml", "collector: a:1")
+			s := &settings{file: p.path("agent.yaml"), flags: config{TokenFile: p.path("token")}}
+			held, err := s.load()
+			if err != nil {
+				t.Fatal(err)
+			}
+			synctest.Test(t, func(t *testing.T) {
+				k := &keeper{settings: s, level: new(slog.LevelVar), log: slog.New(slog.DiscardHandler)}
+				ctx, cancel := context.WithCancelCause(t.Context())
+				var watching sync.WaitGroup
+				watching.Go(func() { k.watch(ctx, held, cancel) })
+				synctest.Wait()
+				c.change(p)
+				time.Sleep(3 * rereadEvery)
+				synctest.Wait()
+				if noticed := errors.Is(context.Cause(ctx), errChanged); noticed != c.noticed {
+					t.Errorf("noticed: %v", noticed)
+				}
+				cancel(nil)
+				watching.Wait()
+			})
+		})
 	}
 }

@@ -33,6 +33,7 @@ func Catalogue() []Event {
 		{2, "agent stopped", "Der Dienst wurde angehalten.", "The service was stopped."},
 		{3, "service settings put right", "Einstellungen des Dienstes wichen ab und wurden wiederhergestellt.", "Settings of the service differed and were put right."},
 		{4, "configuration has changed", "Die Konfiguration hat sich geändert und gilt ab jetzt.", "The configuration has changed and holds from now on."},
+		{5, "new configuration is not used", "Die neue Konfiguration hat einen Fehler. Die bisherige gilt weiter.", "The new configuration has a mistake in it. The one before still holds."},
 
 		{10, "connected to the collector", "Die zentrale Stelle ist erreicht.", "The collector is reached."},
 		{11, "no connection to the collector", "Die zentrale Stelle ist nicht erreichbar oder nimmt das Gerät nicht an. Der Dienst versucht es von selbst wieder.", "The collector cannot be reached or does not accept this device. The service keeps trying by itself."},

@@ -23,5 +23,8 @@ func Protect(Directories) ([]string, error) { return nil, nil }
 // Forget has nothing to remove: the journal knows no sources.
 func Forget() error { return nil }
 
-// SystemLanguage is the language of the system; empty: the house's.
-func SystemLanguage() string { return "" }
+// UserLanguage is not known beside the environment.
+func UserLanguage() string { return "" }
+
+// DataDirectory is Windows' alone: elsewhere every file has a place of its own.
+func DataDirectory() string { return "" }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"time"
 
 	"golang.org/x/sys/windows"
@@ -135,10 +134,25 @@ func Forget() error {
 
 // SystemLanguage is the language that Windows speaks to everybody ("de-DE");
 // empty when it does not tell.
-func SystemLanguage() string {
-	languages, err := windows.GetSystemPreferredUILanguages(windows.MUI_LANGUAGE_NAME)
+func SystemLanguage() string { return first(windows.GetSystemPreferredUILanguages) }
+
+// UserLanguage is the language that Windows speaks to whoever runs this program.
+func UserLanguage() string { return first(windows.GetUserPreferredUILanguages) }
+
+func first(preferred func(flags uint32) ([]string, error)) string {
+	languages, err := preferred(windows.MUI_LANGUAGE_NAME)
 	if err != nil || len(languages) == 0 {
-		return os.Getenv("LANG")
+		return ""
 	}
 	return languages[0]
+}
+
+// DataDirectory is ProgramData as Windows knows it: whoever starts this program
+// has no say in it.
+func DataDirectory() string {
+	path, err := windows.KnownFolderPath(windows.FOLDERID_ProgramData, 0)
+	if err != nil {
+		return `C:\ProgramData`
+	}
+	return path
 }
