@@ -138,3 +138,38 @@ func checkResult(t *testing.T, res *posturev1.Result) {
 		t.Errorf("appraised at %v, expires at %v", res.GetAppraisedAt().AsTime(), res.GetExpiresAt().AsTime())
 	}
 }
+
+// Whatever the file: it is read, or refused with places that lie in it; what is
+// read can be put over what is shipped and judged by.
+func FuzzReferences(f *testing.F) {
+	f.Add([]byte(goodReferences))
+	f.Add([]byte(windowsTableFile))
+	f.Add([]byte("issued: 2026-11-20\nring: [{}]\n"))
+	base, err := DefaultReferences()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, file []byte) {
+		r, faults := ParseReferences(file)
+		if (r == nil) != (len(faults) > 0) {
+			t.Fatalf("%v with %v", r, faults)
+		}
+		for _, e := range faults {
+			if e.GetLine() == 0 || e.GetColumn() == 0 || e.GetMessage() == "" {
+				t.Errorf("a fault without a place: %v", e)
+			}
+		}
+		if r == nil {
+			return
+		}
+		merged := r.Over(base)
+		for _, p := range []*posturev1.Platform{windows(8457), windows(1, server), windows(40000, hotpatch(ternaryYes))} {
+			if n, err := exposureDays(p, merged, noon); n < 0 || err != nil && n != 0 {
+				t.Errorf("exposure %d, %v", n, err)
+			}
+			if _, err := ringDays(p, merged, []string{"pilot"}, noon); err != nil && err.Error() == "" {
+				t.Error("an error without words")
+			}
+		}
+	})
+}

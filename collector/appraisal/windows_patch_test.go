@@ -316,7 +316,9 @@ func TestAWindowsNotebookAndTheShippedPolicy(t *testing.T) {
 		{"antivirus not read", "antivirus", func(ev *posturev1.Evidence) {
 			ev.Antivirus = &posturev1.Antivirus{Reading: failed("WSC: RPC server unavailable")}
 		}, isUnknown, admit, "RPC server"},
-		{"a server registers no antivirus", "antivirus", func(ev *posturev1.Evidence) { ev.Antivirus = &posturev1.Antivirus{Reading: notApplicable("no WSC")} }, doesNotApply, admit, ""},
+		{"a server does not say of what age its antivirus is", "antivirus", func(ev *posturev1.Evidence) {
+			ev.Platform, ev.Antivirus.Products[0].UpToDate = windows(32995, server), ternaryUnknown
+		}, doesNotApply, admit, ""},
 		{"the screen is never locked", "screen-lock", func(ev *posturev1.Evidence) { ev.ScreenLock.IdleSeconds = 0 }, fails, admit, "screen"},
 		{"the screen is locked too late", "screen-lock", func(ev *posturev1.Evidence) { ev.ScreenLock.IdleSeconds = 901 }, fails, admit, "screen"},
 		{"nobody has to lock the screen", "screen-lock", func(ev *posturev1.Evidence) { ev.ScreenLock.Enforced = ternaryNo }, fails, admit, "screen"},
