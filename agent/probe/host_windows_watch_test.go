@@ -207,22 +207,30 @@ func TestWindowsWatchingLeavesNothingBehind(t *testing.T) {
 			t.Errorf("ended by %v", err)
 		}
 	}
-	watch() // libraries and threads that stay are made by the first
-	watch()
-	before := openHandles(t)
-	const times = 10
-	for range times {
-		watch()
-	}
-	after := openHandles(t)
-	t.Logf("%d handles, before %d", after, before)
-	if after > before+times/2 {
-		t.Errorf("%d handles, before %d", after, before)
-	}
+	leavesNoHandles(t, watch)
 	bells.Lock()
 	defer bells.Unlock()
 	if len(bells.all) != 0 {
 		t.Errorf("%d bells stay", len(bells.all))
+	}
+}
+
+// leavesNoHandles does something so often that a handle lost each time shows
+// beside those of the threads that the Go runtime happens to make.
+func leavesNoHandles(t *testing.T, do func()) {
+	t.Helper()
+	for range 4 { // libraries and threads that stay come first
+		do()
+	}
+	before := openHandles(t)
+	const times = 20
+	for range times {
+		do()
+	}
+	after := openHandles(t)
+	t.Logf("%d handles, before %d", after, before)
+	if after >= before+times*3/4 {
+		t.Errorf("%d handles, before %d", after, before)
 	}
 }
 
