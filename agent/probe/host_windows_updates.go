@@ -10,6 +10,10 @@ import (
 	"github.com/go-ole/go-ole"
 )
 
+// updateCriteria are those of IUpdateSearcher.Search: what is offered, not
+// installed and not hidden by an administrator.
+const updateCriteria = "IsInstalled=0 and IsHidden=0"
+
 // readUpdates asks the Windows Update Agent (wuapi.h) by its automation
 // interfaces. It asks no server: Online=false reads what the last scan of
 // Windows itself left behind.

@@ -9,6 +9,11 @@ import (
 	"github.com/go-ole/go-ole"
 )
 
+const (
+	encryptableNamespace = `ROOT\CIMV2\Security\MicrosoftVolumeEncryption`
+	encryptableClass     = "Win32_EncryptableVolume"
+)
+
 // readBitLocker asks every instance of Win32_EncryptableVolume, through the
 // automation interface of WMI (SWbemLocator): all that needs is names.
 func readBitLocker(context.Context) ([]EncryptableVolume, error) {

@@ -206,7 +206,7 @@ func (a *aside) ask(ctx context.Context, question string, answer any) error {
 		select {
 		case <-a.run.done:
 		case <-ctx.Done():
-			return fmt.Errorf("reading %s aside runs since %s: %w", a.name,
+			return fmt.Errorf("Windows was asked for %s at %s and has not answered yet: %w", a.name,
 				a.run.began.UTC().Format(time.RFC3339), context.Cause(ctx))
 		}
 		if own || a.keep {
@@ -261,7 +261,7 @@ func (a *aside) settle(r *asideRun, answer any) error {
 // broken is the same for every question until the next run, so that evidence
 // stays the same.
 func (a *aside) broken() error {
-	return fmt.Errorf("reading %s aside broke, since %s: %w", a.name, a.since.UTC().Format(time.RFC3339), a.why)
+	return fmt.Errorf("asking Windows for %s has given no answer since %s: %w", a.name, a.since.UTC().Format(time.RFC3339), a.why)
 }
 
 // asideLimits are how long a reading may take, and how much memory its process

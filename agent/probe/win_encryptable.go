@@ -10,11 +10,6 @@ import (
 // What is asked of Win32_EncryptableVolume, and nothing else. The answers are
 // judged in win_bitlocker.go; host_windows_wmi.go carries the questions.
 
-const (
-	encryptableNamespace = `ROOT\CIMV2\Security\MicrosoftVolumeEncryption`
-	encryptableClass     = "Win32_EncryptableVolume"
-)
-
 // encryptableMethods is every method of Win32_EncryptableVolume that this agent
 // can call: they look at a volume. The class has others, which hand out
 // recovery passwords and keys, or change the volume: they are not here, and the

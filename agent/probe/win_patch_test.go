@@ -124,9 +124,9 @@ func TestEmptyListIsNoProofAfterAFailedSearch(t *testing.T) {
 		"no list":      {func(n *windowsNotebook) { n.search.Pending = nil }, "the search came back without a list"},
 		"no process": {func(n *windowsNotebook) {
 			n.updates.answer = func(context.Context) (UpdateSearch, error) {
-				return UpdateSearch{}, errors.New("reading updates aside broke")
+				return UpdateSearch{}, errors.New("asking Windows gave no answer")
 			}
-		}, "reading updates aside broke"},
+		}, "asking Windows gave no answer"},
 	} {
 		n := newWindowsNotebook(nil)
 		c.change(n)
@@ -337,4 +337,22 @@ func merged(base, over keys) keys {
 		}
 	}
 	return all
+}
+
+func TestServiceBehindASearch(t *testing.T) {
+	for _, c := range []struct {
+		id      string
+		managed bool
+		want    int32
+	}{
+		{"3da21691-e39d-4da6-8a4b-b43877bcb1b7", true, selectedManagedServer},
+		{"3DA21691-E39D-4DA6-8A4B-B43877BCB1B7", false, selectedManagedServer},
+		{"00000000-0000-0000-0000-000000000001", true, selectedManagedServer},
+		{"9482f4b4-e343-43b6-b170-9a65bc822c77", false, selectedWindowsUpdate},
+		{"7971f918-a847-4430-9279-4a52d1efe18d", false, selectedOther},
+	} {
+		if got := serverSelection(c.id, c.managed); got != c.want {
+			t.Errorf("%s, managed %v: %d, want %d", c.id, c.managed, got, c.want)
+		}
+	}
 }
