@@ -321,7 +321,7 @@ ring:
 	s.run("references", "sign", s.file("older.yaml", values("2026-10-20")), "--signer", signer, "--out", in("older.signed"))
 	s.run("references", "import", in("older.signed"))
 	s.run("references", "import", in("older.signed"), "--allow-older", "--comment", "the last one was wrong")
-	s.run("references", "sign", s.file("catalogue.json", `{"sequence": 1, "clients": []}`), "--kind", "vpn-catalogue", "--signer", signer, "--out", in("catalogue.signed"))
+	s.run("references", "sign", s.file("catalogue.json", `{"format": 1, "sequence": 1, "clients": []}`), "--kind", "vpn-catalogue", "--signer", signer, "--out", in("catalogue.signed"))
 	s.run("references", "show", "--kind", "vpn-catalogue")
 	s.run("references", "import", in("catalogue.signed"))
 	s.run("references", "show", "--kind", "vpn-catalogue")

@@ -140,14 +140,15 @@ func (s *referenceService) read(file []byte) (*imported, []*fleetv1.PolicyError,
 // its content is the agents' affair.
 func catalogueSequence(content []byte) (uint64, error) {
 	var head struct {
+		Format   uint64 `yaml:"format"`
 		Sequence uint64 `yaml:"sequence"`
 	}
 	// JSON is YAML.
 	if err := yaml.Unmarshal(content, &head); err != nil {
 		return 0, fmt.Errorf("the catalogue is no JSON: %w", err)
 	}
-	if head.Sequence == 0 {
-		return 0, errors.New("the catalogue has no sequence: agents would not take it")
+	if head.Format == 0 || head.Sequence == 0 {
+		return 0, errors.New("the catalogue has no format or no sequence: agents would not take it")
 	}
 	return head.Sequence, nil
 }

@@ -152,9 +152,9 @@ func TestNonsenseInAFileChangesNothing(t *testing.T) {
 		"of another collector":       {sign(t, signed.References, values("2026-11-20"), other(t)), "another authority"},
 		"issued in the future":       {sign(t, signed.References, values("2099-01-01"), by), "in the future"},
 		"too long":                   {make([]byte, signed.MaxFile+1), "at most"},
-		"a catalogue without number": {sign(t, signed.VPNCatalogue, `{"clients": []}`, by), "no sequence"},
+		"a catalogue without number": {sign(t, signed.VPNCatalogue, `{"format": 1, "clients": []}`, by), "no format or no sequence"},
 		"a catalogue that is none":   {sign(t, signed.VPNCatalogue, "[", by), "no JSON"},
-		"too long a catalogue":       {sign(t, signed.VPNCatalogue, `{"sequence": 1, "x": "`+strings.Repeat("x", posture.MaxBytesBytes)+`"}`, by), "agents take at most"},
+		"too long a catalogue":       {sign(t, signed.VPNCatalogue, `{"format": 1, "sequence": 1, "x": "`+strings.Repeat("x", posture.MaxBytesBytes)+`"}`, by), "agents take at most"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := imports(t, c, &fleetv1.ImportReferencesRequest{SignedFile: tc.file}); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), tc.says) {
@@ -189,13 +189,13 @@ func TestACatalogueGoesToTheAgents(t *testing.T) {
 	h.serve(t)
 	c := fleetv1.NewReferenceServiceClient(h.operator(t, "anna"))
 	by := h.signer(t, "it")
-	second := sign(t, signed.VPNCatalogue, `{"sequence": 2, "clients": []}`, by)
+	second := sign(t, signed.VPNCatalogue, `{"format": 1, "sequence": 2, "clients": []}`, by)
 	last, err := imports(t, c, &fleetv1.ImportReferencesRequest{SignedFile: second})
 	check(t, err)
 	if last.GetImported().GetKind() != signed.VPNCatalogue || len(h.catalogues) != 1 || string(h.catalogues[0]) != string(second) {
 		t.Errorf("%v", last)
 	}
-	_, err = imports(t, c, &fleetv1.ImportReferencesRequest{SignedFile: sign(t, signed.VPNCatalogue, `{"sequence": 1}`, by)})
+	_, err = imports(t, c, &fleetv1.ImportReferencesRequest{SignedFile: sign(t, signed.VPNCatalogue, `{"format": 1, "sequence": 1}`, by)})
 	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "agents never go back") {
 		t.Errorf("%v", err)
 	}
