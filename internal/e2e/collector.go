@@ -92,17 +92,6 @@ func (c *Collector) run(t testing.TB, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// BuildProgram builds a program as it is released, for this machine or, with
-// settings like "GOOS=windows", for another.
-func BuildProgram(t testing.TB, program, pkg string, settings ...string) {
-	t.Helper()
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", "grpcnotrace", "-o", program, pkg)
-	build.Env = append(append(os.Environ(), "CGO_ENABLED=0"), settings...)
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building %s: %v\n%s", program, err, out)
-	}
-}
-
 // Free is a loopback address that nobody listens on. Its port is none that the
 // kernel gives to outgoing connections (32768 and above), so that it stays free.
 func Free(t testing.TB) string {

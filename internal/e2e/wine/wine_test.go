@@ -11,7 +11,7 @@ import (
 )
 
 // limit is far above what any program here takes, also on a busy machine.
-const limit = 5 * time.Minute
+const limit = 3 * time.Minute
 
 func TestProgramsTellHowTheyEnded(t *testing.T) {
 	m := wine.New(t)
