@@ -7,8 +7,11 @@ import (
 	"time"
 
 	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
+	"cel.dev/cel-go/parser"
 	"go.yaml.in/yaml/v3"
 
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
@@ -219,9 +222,12 @@ func (c *compiler) readRule(n *yaml.Node) rule {
 		"remedy":    func(n *yaml.Node) { r.remedy = c.localText(n) },
 		"reason":    func(n *yaml.Node) { r.reason = c.readReason(n) },
 		"reference": func(n *yaml.Node) { r.reference = c.text(n, 64) },
-		"when":      condition(&r.when),
-		"require":   condition(&r.require),
-		"on_fail":   func(n *yaml.Node) { r.onFail = choice(c.document, n, effects()) },
+		"when": func(n *yaml.Node) {
+			whole, found := c.condition(n)
+			r.when, all = c.conjuncts(n.Value, whole), all.merge(found)
+		},
+		"require": condition(&r.require),
+		"on_fail": func(n *yaml.Node) { r.onFail = choice(c.document, n, effects()) },
 		"on_unknown": func(n *yaml.Node) {
 			r.onUnknown, unknownSet = choice(c.document, n, effects()), true
 		},
@@ -275,6 +281,47 @@ func (c *compiler) condition(n *yaml.Node) (*condition, reads) {
 		return nil, reads{}
 	}
 	return c.expression(n, n.Value, 0, cel.BoolType)
+}
+
+// conjuncts takes a condition that is an "and" apart, so that one part that is
+// false counts although another cannot be told. whole is the condition itself,
+// nil when it has mistakes.
+func (c *compiler) conjuncts(text string, whole *condition) []*condition {
+	if whole == nil {
+		return nil
+	}
+	// As it was written: checking puts numbers in the place of names.
+	parsed, issues := c.lang.env.Parse(text)
+	if issues.Err() != nil {
+		return []*condition{whole}
+	}
+	var list []*condition
+	for _, part := range andParts(parsed.NativeRep().Expr()) {
+		text, err := parser.Unparse(part, parsed.NativeRep().SourceInfo())
+		if err != nil {
+			return []*condition{whole}
+		}
+		// The part stands in no place of the file, and has no mistakes of its own.
+		d := &compiler{document: &document{}, policy: c.policy, lang: c.lang}
+		compiled, _ := d.expression(&yaml.Node{}, text, 0, cel.BoolType)
+		if compiled == nil {
+			return []*condition{whole}
+		}
+		list = append(list, compiled)
+	}
+	return list
+}
+
+// andParts are the parts of an "and", or the expression itself.
+func andParts(n ast.Expr) []ast.Expr {
+	if n.Kind() != ast.CallKind || n.AsCall().FunctionName() != operators.LogicalAnd {
+		return []ast.Expr{n}
+	}
+	var parts []ast.Expr
+	for _, arg := range n.AsCall().Args() {
+		parts = append(parts, andParts(arg)...)
+	}
+	return parts
 }
 
 // expression compiles text, which stands in the scalar n from the rune base on.

@@ -247,7 +247,7 @@ func TestTheShippedPolicy(t *testing.T) {
 func TestEveryUnreadableSectionIsUnknownForTheRulesThatReadIt(t *testing.T) {
 	reads := map[string][]string{
 		"platform": {"system-supported", "system-support-ends-soon", "security-feed-configured", "security-feed-fresh", "antivirus",
-			"windows-behind-vendor", "windows-behind-ring", "windows-update-search", "windows-update-source"},
+			"windows-behind-vendor", "windows-update-search", "windows-update-source"},
 		"volumes": {"disks-encrypted"},
 		"patch": {"security-updates", "security-updates-soon", "security-feed-configured", "security-feed-fresh",
 			"restart-pending"},

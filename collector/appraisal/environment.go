@@ -60,6 +60,8 @@ func newLanguage(variables []cel.EnvOption, constants ...constant) (*language, e
 		cel.CustomTypeAdapter(registry), cel.CustomTypeProvider(registry),
 		cel.ParserExpressionSizeLimit(maxExpressionRunes),
 		cel.ParserRecursionLimit(64),
+		// So that a part of an expression can be written down again.
+		cel.EnableMacroCallTracking(),
 		// Counts are unsigned; nobody should have to know that to write "> 0".
 		cel.CrossTypeNumericComparisons(true),
 		cel.ASTValidators(

@@ -18,8 +18,10 @@ type rule struct {
 	title, remedy *posturev1.LocalText
 	// reason is nil when the policy gives none.
 	reason *reason
-	// when is nil for a rule that always applies.
-	when, require     *condition
+	// when are conditions that all have to hold for the rule to apply; none: it
+	// always does.
+	when              []*condition
+	require           *condition
 	onFail, onUnknown posturev1.Effect
 	grace             time.Duration
 	mustApply         bool
@@ -60,14 +62,8 @@ func unknown(reason *posturev1.LocalText, section string) judgement {
 
 // judge says what the rule makes of the facts. Whatever is in doubt is UNKNOWN.
 func (r *rule) judge(p *Policy, f *facts) judgement {
-	if r.when != nil {
-		applies, j, ok := r.evaluate(r.when, p, f)
-		if !ok {
-			return j
-		}
-		if !applies {
-			return judgement{outcome: posturev1.Outcome_OUTCOME_NOT_APPLICABLE}
-		}
+	if j, applies := r.applies(p, f); !applies {
+		return j
 	}
 	holds, j, ok := r.evaluate(r.require, p, f)
 	switch {
@@ -82,6 +78,22 @@ func (r *rule) judge(p *Policy, f *facts) judgement {
 		j.reason = p.texts.conditionFails
 	}
 	return j
+}
+
+// applies says whether the rule applies. One condition that surely does not hold
+// is enough that it does not, whatever cannot be told of the others.
+func (r *rule) applies(p *Policy, f *facts) (j judgement, applies bool) {
+	applies = true
+	for _, c := range r.when {
+		holds, doubt, ok := r.evaluate(c, p, f)
+		switch {
+		case ok && !holds:
+			return judgement{outcome: posturev1.Outcome_OUTCOME_NOT_APPLICABLE}, false
+		case !ok && applies:
+			j, applies = doubt, false
+		}
+	}
+	return j, applies
 }
 
 // evaluate runs a condition. When ok is false the judgement is final.

@@ -389,3 +389,33 @@ func TestAPolicyMaySwitchNoticesOff(t *testing.T) {
 		t.Errorf("%v", faults)
 	}
 }
+
+// "a && b" is false when a is, whatever is known of b.
+func TestARuleThatSurelyDoesNotApplyIsNotUnknown(t *testing.T) {
+	p := mustCompile(t, strings.Replace(smallPolicy, "    require: REQUIRE", `    when: >
+      evidence.platform.operating_system != WINDOWS && yes(evidence.patch.security_feed_configured) &&
+      evidence.vpn.clients.exists(c, c.product in ["openvpn"] && yes(c.installed))
+    require: "false"`, 1))
+	if n := len(p.rules[0].when); n != 3 {
+		t.Errorf("taken apart into %d conditions, want 3", n)
+	}
+	unreadable := func(ev *posturev1.Evidence) *posturev1.Evidence {
+		ev.Patch.Reading = failed("registry: access is denied")
+		return ev
+	}
+	for name, tt := range map[string]struct {
+		ev   *posturev1.Evidence
+		want posturev1.Outcome
+	}{
+		"surely not, and the rest unreadable": {unreadable(goodWindows()), doesNotApply},
+		"perhaps":                             {unreadable(goodEvidence()), isUnknown},
+		"surely":                              {goodEvidence(), fails},
+		"not even the system is known":        {&posturev1.Evidence{}, isUnknown},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if f := findingOf(t, Appraise(inputOf(t, p, tt.ev)), "r"); f.GetOutcome() != tt.want {
+				t.Errorf("%v: %s", f.GetOutcome(), f.GetReason().GetEn())
+			}
+		})
+	}
+}
