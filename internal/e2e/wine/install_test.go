@@ -11,7 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"pfoertner/internal/e2e"
 	"pfoertner/internal/e2e/wine"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
@@ -263,20 +262,5 @@ func (d *desk) policy(t *testing.T, name, value string) {
 	t.Helper()
 	if e := d.Run(t, limit, "reg", "add", `HKLM\SOFTWARE\Policies\Pfoertner\Agent`, "/v", name, "/d", value, "/f"); e.Code != 0 {
 		t.Fatalf("%+v", e)
-	}
-}
-
-// The tests of the packages that call Windows, run in one.
-func TestPackagesPassTheirTestsInWindows(t *testing.T) {
-	m := wine.New(t)
-	for _, pkg := range []string{"agent/capture", "agent/probe", "agent/service", "agent/notice"} {
-		t.Run(pkg, func(t *testing.T) {
-			test := filepath.Join(t.TempDir(), strings.ReplaceAll(pkg, "/", "-")+".exe")
-			e2e.Build{System: "windows"}.Tests(t, test, "pfoertner/"+pkg)
-			ended := m.Run(t, limit, m.Copy(t, test), "-test.short", "-test.v")
-			if ended.Code != 0 {
-				t.Errorf("ended with %d:\n%s", ended.Code, ended.Output)
-			}
-		})
 	}
 }

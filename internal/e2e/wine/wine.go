@@ -162,6 +162,18 @@ func (m *Machine) Write(t testing.TB, name string, content []byte) string {
 	return `C:\test\` + strings.ReplaceAll(name, "/", `\`)
 }
 
+// CopyTree copies from/name, where there is such a directory, into C:\test\to.
+func (m *Machine) CopyTree(t testing.TB, from, name, to string) {
+	t.Helper()
+	if _, err := os.Stat(filepath.Join(from, name)); err != nil {
+		return
+	}
+	if err := os.MkdirAll(m.File("test/"+to), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	output(t, "cp", "-r", filepath.Join(from, name), m.File("test/"+to))
+}
+
 // Registry is what a key and all below it hold, as reg.exe exports it; empty
 // when there is no such key.
 func (m *Machine) Registry(t testing.TB, key string) string {
