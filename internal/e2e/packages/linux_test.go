@@ -14,14 +14,24 @@ const (
 	yaml  = "etc/pfoertner/agent.yaml"
 )
 
-// newer builds the packages of a program once more, as the next version, and
-// returns where.
-func newer(t *testing.T, dist, work, program string) string {
+// newer builds the packages of a program as the next version, and returns where.
+// The program in them only says that it is the next one.
+func newer(t *testing.T, work, program string) string {
 	t.Helper()
 	dir := t.TempDir()
+	next := filepath.Join(dir, "next")
+	if err := os.WriteFile(next, []byte("#!/bin/sh\necho next\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	must(t, work, []string{"SOURCE_DATE_EPOCH=" + epoch}, "installer/linux/build", filepath.Join(work, ".tools/dist/nfpm"),
-		program, filepath.Join(dist, "pfoertner-"+program+"-linux-amd64"), "amd64", "1.3.0", dir)
+		program, next, "amd64", "1.3.0", dir)
 	return dir
+}
+
+// isNext says that a root has the newer program.
+func isNext(t *testing.T, root, program string) {
+	t.Helper()
+	inside(t, root, nil, "test $(pfoertner-"+program+") = next")
 }
 
 // put copies a package into a root.
@@ -62,8 +72,9 @@ func deb(t *testing.T, dist, work string) {
 
 		identity(t, r)
 		inside(t, r, nil, "echo '# by hand' >>/"+yaml)
-		put(t, r, glob(t, newer(t, dist, work, "agent"), "*.deb"))
+		put(t, r, glob(t, newer(t, work, "agent"), "*.deb"))
 		inside(t, r, []string{"PFOERTNER_COLLECTOR=another.example:7601"}, "dpkg -i /tmp/package </dev/null")
+		isNext(t, r, "agent")
 		line(t, r, yaml, "# by hand")
 		line(t, r, yaml, `collector: "posture.example:7601"`)
 		if content(t, r, state+"/identity.json") != "key" {
@@ -108,16 +119,19 @@ func deb(t *testing.T, dist, work string) {
 		for _, program := range []string{"collector", "gate"} {
 			put(t, r, glob(t, dist, "pfoertner-"+program+"_*_amd64.deb"))
 			inside(t, r, nil, "dpkg -i /tmp/package </dev/null; pfoertner-"+program+" version")
+			if program == "collector" {
+				// As docs/deployment.md says; the unit waits for what comes of it.
+				inside(t, r, nil, "runuser -u pfoertner-collector -- pfoertner-collector init --config /etc/pfoertner-collector/collector.yaml"+
+					" --name localhost --operator-name anna --operator-out /var/lib/pfoertner-collector/operator; test -d /var/lib/pfoertner-collector/pki")
+			}
 			settings := "etc/pfoertner-" + program + "/" + program + ".yaml"
 			inside(t, r, nil, "echo '# by hand' >>/"+settings)
-			put(t, r, glob(t, newer(t, dist, work, program), "*.deb"))
+			put(t, r, glob(t, newer(t, work, program), "*.deb"))
 			inside(t, r, nil, "echo state >/var/lib/pfoertner-"+program+"/state; dpkg -i /tmp/package </dev/null")
+			isNext(t, r, program)
 			line(t, r, settings, "# by hand")
 			line(t, r, "var/lib/pfoertner-"+program+"/state", "state")
 		}
-		// As docs/deployment.md says; the unit waits for what comes of it.
-		inside(t, r, nil, "runuser -u pfoertner-collector -- pfoertner-collector init --config /etc/pfoertner-collector/collector.yaml"+
-			" --name localhost --operator-name anna --operator-out /var/lib/pfoertner-collector/operator; test -d /var/lib/pfoertner-collector/pki")
 		inside(t, r, nil, "touch /etc/pfoertner-gate/gate.key; test $(stat -c %a:%U:%G /var/lib/pfoertner-collector) = 700:pfoertner-collector:pfoertner-collector")
 		inside(t, r, nil, "dpkg --purge pfoertner-collector pfoertner-gate </dev/null; ! getent passwd pfoertner-collector")
 		for _, name := range []string{"var/lib/pfoertner-collector", "var/lib/pfoertner-gate", "etc/pfoertner-collector", "etc/pfoertner-gate"} {
@@ -142,8 +156,9 @@ func rpm(t *testing.T, dist, work string) {
 	line(t, r, yaml, `collector: "posture.example:7601"`)
 	inside(t, r, nil, "pfoertner-agent version")
 	identity(t, r)
-	do(nil, "-U", glob(t, newer(t, dist, work, "agent"), "*.rpm"))
+	do(nil, "-U", glob(t, newer(t, work, "agent"), "*.rpm"))
 	do(nil, "-V", "pfoertner-agent")
+	isNext(t, r, "agent")
 	if content(t, r, state+"/identity.json") != "key" {
 		t.Error("the upgrade lost the identity")
 	}
@@ -155,7 +170,7 @@ func rpm(t *testing.T, dist, work string) {
 	for _, program := range []string{"collector", "gate"} {
 		do(nil, "-i", glob(t, dist, "pfoertner-"+program+"-*.x86_64.rpm"))
 		inside(t, r, nil, "pfoertner-"+program+" version; echo '# by hand' >>/etc/pfoertner-"+program+"/"+program+".yaml")
-		do(nil, "-U", glob(t, newer(t, dist, work, program), "*.rpm"))
+		do(nil, "-U", glob(t, newer(t, work, program), "*.rpm"))
 		line(t, r, "etc/pfoertner-"+program+"/"+program+".yaml", "# by hand")
 		do(nil, "-e", "pfoertner-"+program)
 	}

@@ -45,7 +45,7 @@ func settled(s string) string {
 	for _, r := range []struct{ pattern, with string }{
 		{`Revision number \(UUID\): \{[0-9A-F-]{36}\}`, "Revision number (UUID): {PACKAGE}"},
 		{`ProductCode \| \{[0-9A-F-]{36}\}`, "ProductCode | {PRODUCT}"},
-		{`(AgentExe \| Agent \| [^|]*) \| [0-9]+ \|`, "$1 | SIZE |"},
+		{`(AgentExe \| Agent \| \S+) \| [0-9]+ \|`, "$1 | SIZE |"},
 	} {
 		s = regexp.MustCompile(r.pattern).ReplaceAllString(s, r.with)
 	}
