@@ -110,6 +110,9 @@ func TestAFixedVolumeThatBitLockerDoesNotListIsNotForgotten(t *testing.T) {
 func TestAVolumeThatIsListedTwiceIsNotRead(t *testing.T) {
 	v := windowsVolumes(t, fakeDisks{volumes: []DiskVolume{systemDisk(1)}}, fakeBitLocker{volumes: []EncryptableVolume{encryptedAs(1), encryptedAs(1)}})
 	wantState(t, v.GetVolumes()[0].GetReading(), failed)
+	if r := v.GetVolumes()[0].GetReading().GetReason(); !strings.Contains(r, "2 times") {
+		t.Errorf("reason %q", r)
+	}
 }
 
 func TestAVolumeThatOnlyBitLockerListsIsAContradiction(t *testing.T) {
