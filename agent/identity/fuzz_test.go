@@ -23,3 +23,24 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// Whatever the file says of the machine: what is read from it can be written, and
+// an identity is never taken as copied without two values that differ.
+func FuzzBinding(f *testing.F) {
+	f.Add([]byte(`{"salt":"AAAAAAAAAAAAAAAAAAAAAA==","serial":"AAAA"}`))
+	f.Add([]byte(`{"salt":"AAAAAAAAAAAAAAAAAAAAAA=="}`))
+	f.Add([]byte(`null`))
+	f.Fuzz(func(t *testing.T, content []byte) {
+		b := parseBinding(content)
+		if b == nil {
+			return
+		}
+		if !b.of(Traits{}) {
+			t.Error("a machine of which nothing is known is taken for another one")
+		}
+		here := Traits{Model: "a", Serial: "b", Install: "c"}
+		if known := b.with(here); !known.of(here) {
+			t.Error("a machine that was learned is taken for another one")
+		}
+	})
+}
