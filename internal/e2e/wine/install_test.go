@@ -92,8 +92,9 @@ func (d *desk) sameAs(t *testing.T, first *fleetv1.Device, version, settings str
 	}
 }
 
-// An upgrade is told nothing and knows everything.
-func TestUpgradeKeepsIdentityAndSettings(t *testing.T) {
+// An upgrade is told nothing and knows everything. In wazuh#38182 one that ran
+// while a restart was pending "succeeded", and the agent was gone.
+func TestUpgradeKeepsIdentityAndSettingsAlsoWhileARestartIsPendingWazuh38182(t *testing.T) {
 	d := newDesk(t)
 	d.writeToken(t)
 	d.install(t, older, d.settings()...)
@@ -101,6 +102,15 @@ func TestUpgradeKeepsIdentityAndSettings(t *testing.T) {
 	settings := d.Registry(t, settingsKey)
 	if !strings.Contains(settings, `"Collector"="`+d.Agents+`"`) {
 		t.Fatalf("the settings are %s", settings)
+	}
+	for _, pending := range [][]string{
+		{`HKLM\SOFTWARE\Microsoft\Windows\CurrentVersion\Component Based Servicing\RebootPending`},
+		{`HKLM\SOFTWARE\Microsoft\Windows\CurrentVersion\WindowsUpdate\Auto Update\RebootRequired`},
+		{`HKLM\SYSTEM\CurrentControlSet\Control\Session Manager`, "/v", "PendingFileRenameOperations", "/t", "REG_MULTI_SZ", "/d", `\??\C:\test\old`},
+	} {
+		if e := d.Run(t, limit, "reg", append(append([]string{"add"}, pending...), "/f")...); e.Code != 0 {
+			t.Fatalf("%+v", e)
+		}
 	}
 	d.install(t, newer)
 	d.sameAs(t, first, newer, settings)
@@ -196,8 +206,8 @@ func (d *desk) below(t *testing.T, dir string) []string {
 	return all
 }
 
-// breeze#411: an enrolment that failed took the whole installation back.
-func TestInstallationSucceedsWhateverIsMissing(t *testing.T) {
+// In breeze#411 an enrolment that failed took the whole installation back.
+func TestBreeze411InstallationSucceedsWhateverIsMissing(t *testing.T) {
 	const anotherFingerprint = "0000000000000000000000000000000000000000000000000000000000000000"
 	for _, c := range []struct {
 		name     string
