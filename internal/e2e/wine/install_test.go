@@ -92,9 +92,9 @@ func (d *desk) sameAs(t *testing.T, first *fleetv1.Device, version, settings str
 	}
 }
 
-// An upgrade is told nothing and knows everything. In wazuh#38182 one that ran
-// while a restart was pending "succeeded", and the agent was gone.
-func TestUpgradeKeepsIdentityAndSettingsAlsoWhileARestartIsPendingWazuh38182(t *testing.T) {
+// An upgrade is told nothing and knows everything. In fleet#14958 the service
+// did not start when a version was installed over another one, or over itself.
+func TestFleet14958InstallationOverAnInstalledVersionKeepsIdentityAndSettings(t *testing.T) {
 	d := newDesk(t)
 	d.writeToken(t)
 	d.install(t, older, d.settings()...)
@@ -103,6 +103,20 @@ func TestUpgradeKeepsIdentityAndSettingsAlsoWhileARestartIsPendingWazuh38182(t *
 	if !strings.Contains(settings, `"Collector"="`+d.Agents+`"`) {
 		t.Fatalf("the settings are %s", settings)
 	}
+	for range 2 {
+		d.install(t, newer)
+		d.sameAs(t, first, newer, settings)
+	}
+}
+
+// In wazuh#38182 an upgrade "succeeded" while a restart was pending, and the
+// agent was gone.
+func TestWazuh38182UpgradeWhileARestartIsPendingLeavesAWorkingAgent(t *testing.T) {
+	d := newDesk(t)
+	d.writeToken(t)
+	d.install(t, older, d.settings()...)
+	first := d.await(t, "evidence of the older version", reportedAs(older))
+	settings := d.Registry(t, settingsKey)
 	for _, pending := range [][]string{
 		{`HKLM\SOFTWARE\Microsoft\Windows\CurrentVersion\Component Based Servicing\RebootPending`},
 		{`HKLM\SOFTWARE\Microsoft\Windows\CurrentVersion\WindowsUpdate\Auto Update\RebootRequired`},
