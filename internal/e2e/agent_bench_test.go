@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -47,24 +46,24 @@ func BenchmarkAgent(b *testing.B) {
 		h := newBench(b, idle)
 		exporter := h.startExporter(b)
 		agent := h.startAgent(b)
-		began := [2]usage{usageOf(b, agent.PID()), usageOf(b, exporter.PID())}
+		began := [2]e2e.Usage{e2e.UsageOf(b, agent.PID()), e2e.UsageOf(b, exporter.PID())}
 		h.scrapeFor(b, idle)
-		rest := [2]usage{usageOf(b, agent.PID()), usageOf(b, exporter.PID())}
+		rest := [2]e2e.Usage{e2e.UsageOf(b, agent.PID()), e2e.UsageOf(b, exporter.PID())}
 		cold, warm := collections(b, agent)
 
 		b.ReportMetric(0, "ns/op") // it takes as long as it is told to
 		b.ReportMetric(milliseconds(cold), "cold-ms")
 		b.ReportMetric(milliseconds(quantile(warm, 0.5)), "warm-ms")
 		b.ReportMetric(float64(len(warm)), "warm-collections")
-		b.ReportMetric(began[0].cpu.Seconds(), "agent-start-cpu-s")
+		b.ReportMetric(began[0].CPU.Seconds(), "agent-start-cpu-s")
 		for i, name := range []string{"agent", "exporter"} {
-			b.ReportMetric(megabytes(rest[i].peak), name+"-peak-MB")
-			b.ReportMetric(megabytes(rest[i].resident), name+"-resident-MB")
-			b.ReportMetric((rest[i].cpu - began[i].cpu).Seconds(), name+"-idle-cpu-s")
+			b.ReportMetric(megabytes(rest[i].Peak), name+"-peak-MB")
+			b.ReportMetric(megabytes(rest[i].Resident), name+"-resident-MB")
+			b.ReportMetric((rest[i].CPU - began[i].CPU).Seconds(), name+"-idle-cpu-s")
 		}
-		b.ReportMetric(100*(rest[0].cpu-began[0].cpu).Seconds()/idle.Seconds(), "agent-%-of-a-core")
-		b.ReportMetric(float64(rest[0].peak)/float64(rest[1].peak), "peak-ratio")
-		b.ReportMetric(float64(rest[0].cpu-began[0].cpu)/float64(max(rest[1].cpu-began[1].cpu, tick)), "cpu-ratio")
+		b.ReportMetric(100*(rest[0].CPU-began[0].CPU).Seconds()/idle.Seconds(), "agent-%-of-a-core")
+		b.ReportMetric(float64(rest[0].Peak)/float64(rest[1].Peak), "peak-ratio")
+		b.ReportMetric(float64(rest[0].CPU-began[0].CPU)/float64(max(rest[1].CPU-began[1].CPU, e2e.Tick)), "cpu-ratio")
 	}
 }
 
@@ -204,47 +203,3 @@ func collections(b *testing.B, agent *e2e.Program) (cold time.Duration, warm []t
 }
 
 func megabytes(bytes int64) float64 { return float64(bytes) / (1 << 20) }
-
-// tick is the unit of CPU time in /proc: USER_HZ is 100 on every architecture
-// that we build for.
-const tick = 10 * time.Millisecond
-
-// usage is what a process has used since it started.
-type usage struct {
-	peak, resident int64 // bytes
-	cpu            time.Duration
-}
-
-// usageOf reads VmHWM and VmRSS (proc_pid_status(5)) and utime and stime
-// (proc_pid_stat(5)).
-func usageOf(b *testing.B, pid int) usage {
-	b.Helper()
-	read := func(name string) string {
-		text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), name))
-		if err != nil {
-			b.Fatal(err)
-		}
-		return string(text)
-	}
-	number := func(text string) int64 {
-		n, err := strconv.ParseInt(text, 10, 64)
-		if err != nil {
-			b.Fatal(err)
-		}
-		return n
-	}
-	status, stat := read("status"), read("stat")
-	size := func(key string) int64 {
-		m := regexp.MustCompile(key + `:\s+(\d+) kB`).FindStringSubmatch(status)
-		if m == nil {
-			b.Fatalf("no %s in the status of process %d", key, pid)
-		}
-		return number(m[1]) << 10
-	}
-	// The second field is the program's name in brackets; utime is field 14.
-	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	return usage{
-		peak: size("VmHWM"), resident: size("VmRSS"),
-		cpu: time.Duration(number(fields[14-3])+number(fields[15-3])) * tick,
-	}
-}

@@ -62,7 +62,7 @@ func program(name string) string { return filepath.Join(programs, name) }
 // buildPackages builds the agent as it is released, but for one build tag: the
 // library that tells a service from a program in a terminal does not know Wine
 // (agent/service/host_winetest.go).
-func buildPackages(t *testing.T) {
+func buildPackages(t testing.TB) {
 	t.Helper()
 	for _, needed := range []string{"wixl", "msibuild", "faketime"} {
 		if _, err := exec.LookPath(needed); err != nil {
@@ -90,7 +90,7 @@ func buildPackages(t *testing.T) {
 const top = "../../.."
 
 // run runs a program of the build in dir.
-func run(t *testing.T, dir, program string, args ...string) {
+func run(t testing.TB, dir, program string, args ...string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), program, args...)
 	cmd.Dir = dir
@@ -109,7 +109,7 @@ type desk struct {
 
 // newDesk starts both. The notebook is in the inventory, its token and the
 // packages lie on its disk.
-func newDesk(t *testing.T) *desk {
+func newDesk(t testing.TB) *desk {
 	t.Helper()
 	m := wine.New(t)
 	buildPackages(t)
@@ -126,7 +126,7 @@ func newDesk(t *testing.T) *desk {
 }
 
 // writeToken puts a one-time token where the installation is told to look.
-func (d *desk) writeToken(t *testing.T) {
+func (d *desk) writeToken(t testing.TB) {
 	t.Helper()
 	d.token = d.Operator(t, "token", asset)
 	d.Write(t, "token", []byte(d.token+"\n"))
@@ -138,7 +138,7 @@ func (d *desk) settings() []string {
 }
 
 // msiexec runs the installer silently and returns its exit status and its log.
-func (d *desk) msiexec(t *testing.T, args ...string) (code int, log string) {
+func (d *desk) msiexec(t testing.TB, args ...string) (code int, log string) {
 	t.Helper()
 	d.Write(t, "msi.log", nil)
 	ended := d.Run(t, limit, "msiexec", append([]string{"/qn", "/norestart", "/l*v", `C:\test\msi.log`}, args...)...)
@@ -150,7 +150,7 @@ func (d *desk) msiexec(t *testing.T, args ...string) (code int, log string) {
 }
 
 // install installs a version and waits until its service runs.
-func (d *desk) install(t *testing.T, version string, properties ...string) (log string) {
+func (d *desk) install(t testing.TB, version string, properties ...string) (log string) {
 	t.Helper()
 	code, log := d.msiexec(t, append([]string{"/i", `C:\test\` + version + ".msi"}, properties...)...)
 	if code != 0 {
@@ -162,7 +162,7 @@ func (d *desk) install(t *testing.T, version string, properties ...string) (log 
 
 // runs waits until the service runs. The service manager waits no longer than
 // ten seconds for a service to answer: on a busy machine it is asked again.
-func (d *desk) runs(t *testing.T) {
+func (d *desk) runs(t testing.TB) {
 	t.Helper()
 	running := func() bool {
 		said := d.Run(t, limit, "sc", "query", "pfoertner-agent").Output
@@ -178,7 +178,7 @@ func (d *desk) runs(t *testing.T) {
 }
 
 // device is what the collector knows of the notebook.
-func (d *desk) device(t *testing.T) *fleetv1.Device {
+func (d *desk) device(t testing.TB) *fleetv1.Device {
 	t.Helper()
 	device := &fleetv1.Device{}
 	if err := protojson.Unmarshal([]byte(d.Operator(t, "devices", asset, "--json")), device); err != nil {
@@ -188,7 +188,7 @@ func (d *desk) device(t *testing.T) *fleetv1.Device {
 }
 
 // await waits until the collector knows of the notebook what is asked for.
-func (d *desk) await(t *testing.T, what string, is func(*fleetv1.Device) bool) *fleetv1.Device {
+func (d *desk) await(t testing.TB, what string, is func(*fleetv1.Device) bool) *fleetv1.Device {
 	t.Helper()
 	var device *fleetv1.Device
 	if !e2e.EventuallyEvery(t, often, limit, func() bool { device = d.device(t); return is(device) }) {

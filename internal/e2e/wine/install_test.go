@@ -67,7 +67,7 @@ func TestSilentInstallationEnrolsStreamsAndIsJudged(t *testing.T) {
 }
 
 // exists says whether there is a file or directory on drive C:.
-func (d *desk) exists(t *testing.T, name string) bool {
+func (d *desk) exists(t testing.TB, name string) bool {
 	t.Helper()
 	_, err := os.Lstat(d.File(name))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -80,7 +80,7 @@ const agentFile = programDir + "/Agent/pfoertner-agent.exe"
 
 // sameAs checks that the notebook reports as the device that it was, with this
 // version of the agent and the settings it had.
-func (d *desk) sameAs(t *testing.T, first *fleetv1.Device, version, settings string) {
+func (d *desk) sameAs(t testing.TB, first *fleetv1.Device, version, settings string) {
 	t.Helper()
 	d.runs(t)
 	now := d.await(t, "evidence of version "+version, reportedAs(version))
@@ -204,7 +204,7 @@ func TestUninstallationLeavesNothingButTheIdentityWhenAsked(t *testing.T) {
 }
 
 // below lists all files below a directory of drive C:.
-func (d *desk) below(t *testing.T, dir string) []string {
+func (d *desk) below(t testing.TB, dir string) []string {
 	t.Helper()
 	var all []string
 	err := filepath.WalkDir(d.File(dir), func(name string, _ fs.DirEntry, err error) error {
@@ -282,7 +282,7 @@ func TestBreeze411InstallationSucceedsWhateverIsMissing(t *testing.T) {
 }
 
 // policy makes a setting as group policy does.
-func (d *desk) policy(t *testing.T, name, value string) {
+func (d *desk) policy(t testing.TB, name, value string) {
 	t.Helper()
 	if e := d.Run(t, limit, "reg", "add", `HKLM\SOFTWARE\Policies\Pfoertner\Agent`, "/v", name, "/d", value, "/f"); e.Code != 0 {
 		t.Fatalf("%+v", e)

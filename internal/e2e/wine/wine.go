@@ -132,6 +132,35 @@ func (m *Machine) inside(program string, args ...string) []string {
 	return append([]string{"--target", strconv.Itoa(m.on.PID()), "--mount", "--pid", "--root", "--wdns=" + prefix + "/drive_c", program}, args...)
 }
 
+// PID is the process id, on this machine, of a running Windows program: the one
+// whose command line has name in it.
+func (m *Machine) PID(t testing.TB, name string) int {
+	t.Helper()
+	mine, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(m.on.PID()), "ns", "pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, process := range processes {
+		namespace, err := os.Readlink(filepath.Join(process, "ns", "pid"))
+		if err != nil || namespace != mine {
+			continue // ended meanwhile, or somebody else's
+		}
+		if line, err := os.ReadFile(filepath.Join(process, "cmdline")); err == nil && bytes.Contains(line, []byte(name)) {
+			pid, err := strconv.Atoi(filepath.Base(process))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pid
+		}
+	}
+	t.Fatalf("no process runs %q", name)
+	return 0
+}
+
 // File is the path on this machine of a file on the Windows' drive C:, named
 // with slashes: "ProgramData/Pfoertner/status.json".
 func (m *Machine) File(name string) string {
