@@ -120,7 +120,7 @@ func TestWazuh38182UpgradeWhileARestartIsPendingLeavesAWorkingAgent(t *testing.T
 	for _, pending := range [][]string{
 		{`HKLM\SOFTWARE\Microsoft\Windows\CurrentVersion\Component Based Servicing\RebootPending`},
 		{`HKLM\SOFTWARE\Microsoft\Windows\CurrentVersion\WindowsUpdate\Auto Update\RebootRequired`},
-		{`HKLM\SYSTEM\CurrentControlSet\Control\Session Manager`, "/v", "PendingFileRenameOperations", "/t", "REG_MULTI_SZ", "/d", `\??\C:\test\old`},
+		{`HKLM\SYSTEM\CurrentControlSet\Control\Session Manager`, "/v", "PendingFileRenameOperations", "/t", "REG_MULTI_SZ", "/d", `\??\C:\test\old\0\??\C:\test\new`},
 	} {
 		if e := d.Run(t, limit, "reg", append(append([]string{"add"}, pending...), "/f")...); e.Code != 0 {
 			t.Fatalf("%+v", e)
