@@ -2,6 +2,7 @@ package probe
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -135,8 +136,26 @@ func decodeAside(output []byte, answer any) error {
 	case message.Answer == nil:
 		return &brokenError{errors.New("it answered nothing")}
 	}
-	if err := json.Unmarshal(message.Answer, answer); err != nil {
+	if err := decodeExactly(message.Answer, answer); err != nil {
 		return &brokenError{fmt.Errorf("its answer is damaged: %w", err)}
+	}
+	return nil
+}
+
+// decodeExactly reads what this very program has written. What another version
+// wrote, as after an upgrade under a running service, may lack a value or have
+// one under another name: that would be a zero here, and zero means success,
+// "on" or "good" in the answers of Windows.
+func decodeExactly(content []byte, into any) error {
+	if err := json.Unmarshal(content, into); err != nil {
+		return err
+	}
+	again, err := json.Marshal(into)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(again, content) {
+		return errors.New("it was not written by this version")
 	}
 	return nil
 }

@@ -77,6 +77,15 @@ func beAside(name string) int {
 	return 0
 }
 
+// printed is what a process prints that answers.
+func printed(answer any) []byte {
+	var out bytes.Buffer
+	_ = readAside(context.Background(), map[string]asideRead{
+		"x": func(context.Context, string) (any, error) { return answer, nil },
+	}, "x", strings.NewReader("\n"), &out)
+	return out.Bytes()
+}
+
 // realAside asks real processes of the test binary.
 func realAside(t *testing.T, name string, timeout time.Duration) *aside {
 	t.Helper()
@@ -158,6 +167,29 @@ func TestProcessThatHangsIsEnded(t *testing.T) {
 	}
 	if process.Kill() == nil {
 		t.Error("the process was still there to be ended")
+	}
+}
+
+// While an upgrade replaces the program, the service that still runs asks the
+// new one. What it does not find in an answer must not become a zero.
+func TestAnswerOfAnotherVersionIsDamaged(t *testing.T) {
+	whole := `{"answer":{"health_result":0,"health":2,"list_result":0,"products":[{"name":"X","state":1,"signature_status":0}]}}`
+	if err := decodeAside([]byte(whole), new(SecurityAnswer)); err != nil {
+		t.Errorf("what this version writes is refused: %v", err)
+	}
+	for what, answer := range map[string]string{
+		"a value is missing":          strings.Replace(whole, `"state":1,`, ``, 1),
+		"a value has another name":    strings.Replace(whole, `"health":2`, `"well_being":2`, 1),
+		"a value is new":              strings.Replace(whole, `"health":2`, `"health":2,"mood":1`, 1),
+		"a value is there twice":      strings.Replace(whole, `"health":2`, `"health":2,"health":0`, 1),
+		"it is null":                  `{"answer":null}`,
+		"something is behind it":      whole + `{"answer":{}}`,
+		"a name has another spelling": strings.Replace(whole, `"health":2`, `"Health":2`, 1),
+	} {
+		var broken *brokenError
+		if err := decodeAside([]byte(answer), new(SecurityAnswer)); !errors.As(err, &broken) {
+			t.Errorf("%s: error is %v", what, err)
+		}
 	}
 }
 
@@ -244,7 +276,7 @@ func TestBrokenReadingRestsLongerEachTime(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
-		l.answer = func(context.Context) ([]byte, error) { return []byte(`{"answer":{}}`), nil }
+		l.answer = func(context.Context) ([]byte, error) { return printed(UpdateSearch{}), nil }
 		if err := a.ask(t.Context(), "", new(UpdateSearch)); err != nil || !a.since.IsZero() || a.rest != 0 {
 			t.Errorf("an answer ends the rest: %v, %+v", err, a)
 		}
@@ -258,7 +290,7 @@ func TestOneProcessAtATime(t *testing.T) {
 			most.Store(max(most.Load(), running.Add(1)))
 			time.Sleep(time.Second)
 			running.Add(-1)
-			return []byte(`{"answer":{"code":2}}`), nil
+			return printed(UpdateSearch{Code: 2}), nil
 		}}
 		a := l.aside(false)
 		errs := make(chan error)
@@ -288,7 +320,7 @@ func TestAnswerThatComesLate(t *testing.T) {
 			l.answer = func(context.Context) ([]byte, error) {
 				n := l.count.Load()
 				time.Sleep(5 * time.Minute)
-				return fmt.Appendf(nil, `{"answer":{"code":%d}}`, n), nil
+				return printed(UpdateSearch{Code: n}), nil
 			}
 			a := l.aside(c.keep)
 			for range 2 {
@@ -358,15 +390,15 @@ func TestAQuestionIsOneLine(t *testing.T) {
 // the next one.
 func TestALateAnswerLeavesNothingInTheNextOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		answers := map[string]string{
-			"first":  `{"answer":{"publisher":"Somebody","product_name":"A"}}`,
-			"second": `{"answer":{"product_name":"B"}}`,
+		answers := map[string]Program{
+			"first":  {Publisher: "Somebody", ProductName: "A"},
+			"second": {ProductName: "B"},
 		}
 		a := &aside{
 			name: asideProgram, timeout: time.Hour, now: time.Now, turn: make(chan struct{}, 1),
 			launch: func(_ context.Context, _, question string) ([]byte, error) {
 				time.Sleep(time.Minute)
-				return []byte(answers[question]), nil
+				return printed(answers[question]), nil
 			},
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -382,7 +414,7 @@ func TestALateAnswerLeavesNothingInTheNextOne(t *testing.T) {
 }
 
 func FuzzDecodeAside(f *testing.F) {
-	f.Add([]byte(`{"answer":{"code":2,"pending":[{"kbs":["1"]}]}}`))
+	f.Add(printed(UpdateSearch{Code: 2, Pending: []OfferedUpdate{{KBs: []string{"1"}}}}))
 	f.Add([]byte(`{"error":{"text":"x","kind":"not_found"}}`))
 	f.Add([]byte(`{}`))
 	f.Add([]byte(`null`))

@@ -183,7 +183,7 @@ func (s *UpdateSearches) load() {
 		return
 	}
 	var kept keptSearch
-	if json.Unmarshal(content, &kept) == nil && searchProblem(&kept.Answer) == nil {
+	if decodeExactly(content, &kept) == nil && searchProblem(&kept.Answer) == nil {
 		s.answer, s.at = &kept.Answer, kept.At
 		s.state.started = "before this agent"
 	}
