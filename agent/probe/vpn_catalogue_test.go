@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -278,6 +279,34 @@ func TestDocumentedCatalogue(t *testing.T) {
 
 // A maker that writes its name a little differently is still that maker; one
 // that only contains the name is another.
+// unreadablePrograms cannot be looked at.
+type unreadablePrograms struct{}
+
+func (unreadablePrograms) Identify(context.Context, string) (Program, error) {
+	return Program{}, errors.New("sharing violation")
+}
+
+// Anybody can give a service the name of an approved client.
+func TestClientThatNobodyLookedAtIsNotInstalled(t *testing.T) {
+	catalogue, asked := &VPNCatalogue{}, 0
+	if err := catalogue.Extend([]byte(exampleCatalogue)); err != nil {
+		t.Fatal(err)
+	}
+	for what, spoil := range map[string]func(*Windows){
+		"its program cannot be read":    func(w *Windows) { w.Programs = unreadablePrograms{} },
+		"programs cannot be identified": func(w *Windows) { w.Programs = nil },
+		"its service names no program":  func(w *Windows) { w.Services = recordedServices{{Name: "ExampleVPN", State: serviceRunning}} },
+	} {
+		h := windowsWithExample(&asked)
+		spoil(h.Windows)
+		client := clientOf(t, observe(t, h, vpnProbe(catalogue)).Vpn, "example")
+		if client.Installed != unknown || client.SignatureValid != unknown {
+			t.Errorf("%s: installed %s, signature valid %s", what, client.Installed, client.SignatureValid)
+		}
+		wantState(t, client.Reading, failed)
+	}
+}
+
 func TestPublisherIsComparedByLettersAlone(t *testing.T) {
 	catalogue := &VPNCatalogue{}
 	if err := catalogue.Extend([]byte(exampleCatalogue)); err != nil {

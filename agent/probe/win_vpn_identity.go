@@ -30,10 +30,11 @@ type identifiedProgram struct {
 // identify looks at the programs of a client's services: a name proves
 // nothing. It fills in publisher, signature and version, and says whether the
 // client is installed: a service whose program is gone is what an
-// uninstallation left.
+// uninstallation left, and of programs of which none could be looked at nobody
+// knows whose they are.
 func (v *windowsVPN) identify(ctx context.Context, w *windowsClient, c *posturev1.VpnClient) (installed posturev1.Ternary, err error) {
 	var errs []error
-	gone := 0
+	gone, known := 0, 0
 	paths := programsOf(w.services)
 	for _, path := range paths {
 		program, err := v.program(ctx, path)
@@ -45,6 +46,7 @@ func (v *windowsVPN) identify(ctx context.Context, w *windowsClient, c *posturev
 			errs = append(errs, fmt.Errorf("program of the service: %w", err))
 			continue
 		}
+		known++
 		if c.SignatureValid == unknown {
 			c.Publisher, c.Version = oneLine(program.Publisher), oneLine(program.FileVersion)
 		}
@@ -55,13 +57,15 @@ func (v *windowsVPN) identify(ctx context.Context, w *windowsClient, c *posturev
 	}
 	switch {
 	case len(paths) == 0:
-		errs = append(errs, errors.New("its services name no program"))
+		return unknown, errors.New("its services name no program")
 	case gone == len(paths) && c.ServiceRunning == yes:
 		c.Contradictions = append(c.Contradictions, clientContradiction(c, "installed",
 			"service control manager", "its service runs", "files", "the service's program is not there"))
 		return unknown, errors.Join(errs...)
 	case gone == len(paths):
 		return no, errors.Join(errs...)
+	case known == 0:
+		return unknown, errors.Join(errs...)
 	}
 	return yes, errors.Join(errs...)
 }
