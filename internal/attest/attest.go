@@ -1,11 +1,15 @@
 // Package attest is how a notebook proves that a key is its own, and how the
-// collector verifies that proof. Here: the software key. It shows possession
-// of the key, not in which machine the key is.
+// collector verifies that proof. A software key (attest.go) shows possession
+// of the key, not in which machine the key is. A TPM shows that too: claim.go
+// is what it claims, challenge.go what the collector asks, verify.go how the
+// answer is judged, endorsement.go who made the TPM. The notebook's side of it
+// is the package chip, the event log the package bootlog.
 //
 // Rules. Keys are ECDSA P-256. Every signature is over a purpose, a nonce that
 // the collector chose, the channel binding of the TLS connection, and what is
 // signed for: none of them can be replayed, relayed or used for something
-// else.
+// else. Judging takes no clock, no file and no network: they are arguments.
+// What a stranger sends is read by code of this package that cannot panic.
 package attest
 
 import (
