@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"time"
 )
 
@@ -69,12 +70,22 @@ func (p asideProcess) launch(ctx context.Context, name, question string) ([]byte
 	switch {
 	case errors.Is(context.Cause(ctx), errTooMuch):
 		return nil, &brokenError{errTooMuch}
-	case err != nil && complaint.kept.Len() > 0:
-		return nil, &brokenError{fmt.Errorf("it ended with %w: %s", err, bytes.TrimSpace(complaint.kept.Bytes()))}
 	case err != nil:
-		return nil, &brokenError{fmt.Errorf("it ended with %w", err)}
+		return nil, &brokenError{fmt.Errorf("it ended with %w%s", err, lastWords(complaint.kept.String()))}
 	}
 	return answer.kept.Bytes(), nil
+}
+
+// lastWords is the first line of what a process said before it ended, to be
+// put behind its exit status: a crash of Go begins with its reason. What has a
+// path in it stays here, because people's names are in paths, and the reason
+// of a reading goes to the collector.
+func lastWords(complaint string) string {
+	line, _, _ := strings.Cut(strings.TrimSpace(complaint), "\n")
+	if line = strings.TrimSpace(line); line == "" || strings.ContainsAny(line, `\/`) {
+		return ""
+	}
+	return ": " + line
 }
 
 // ignoreKilled drops the error of a process that was ended on purpose.

@@ -5,6 +5,7 @@ package probe
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"syscall"
 	"unsafe"
@@ -41,10 +42,14 @@ func readAntivirus(context.Context) (SecurityAnswer, error) {
 	})
 }
 
+// unanswered stands where Windows has not written: zero would be "good" or "on".
+const unanswered = ^uint32(0)
+
 func securityHealth(provider uint32) (result, health uint32) {
+	health = unanswered
 	ask := windows.NewLazySystemDLL("wscapi.dll").NewProc("WscGetSecurityProviderHealth")
 	if ask.Find() != nil {
-		return moduleNotFound, 0
+		return moduleNotFound, health
 	}
 	r, _, _ := ask.Call(uintptr(provider), uintptr(unsafe.Pointer(&health)))
 	return uint32(r), health
@@ -77,8 +82,11 @@ func securityProducts() ([]SecurityProduct, error) {
 		return nil, err
 	}
 	const most = 64
-	var products []SecurityProduct
-	for i := range min(count, most) {
+	if count < 0 || count > most {
+		return nil, fmt.Errorf("a list of %d products is none", count)
+	}
+	products := []SecurityProduct{}
+	for i := range count {
 		var product *ole.IUnknown
 		if err := method(list, listItem, uintptr(i), uintptr(unsafe.Pointer(&product))); err != nil {
 			return products, err
@@ -97,6 +105,7 @@ func securityProducts() ([]SecurityProduct, error) {
 }
 
 func securityProductOf(product *ole.IUnknown) (p SecurityProduct, err error) {
+	p.State, p.SignatureStatus = unanswered, unanswered
 	var name *uint16 // BSTR
 	if err := method(product, productName, uintptr(unsafe.Pointer(&name))); err != nil {
 		return p, err
@@ -118,7 +127,7 @@ func securityProductOf(product *ole.IUnknown) (p SecurityProduct, err error) {
 func method(object *ole.IUnknown, place int, arguments ...uintptr) error {
 	table := unsafe.Slice((*uintptr)(unsafe.Pointer(object.RawVTable)), place+1)
 	result, _, _ := syscall.SyscallN(table[place], append([]uintptr{uintptr(unsafe.Pointer(object))}, arguments...)...)
-	if int32(result) < 0 {
+	if uint32(result) != 0 { // also S_FALSE, which promises no answer
 		return ole.NewError(uintptr(uint32(result)))
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"pfoertner/agent/durable"
@@ -67,8 +68,10 @@ type searchState struct {
 
 // updateRun is a search that runs. answer and err are valid once done is closed.
 type updateRun struct {
-	began  time.Time
-	state  searchState
+	began time.Time
+	state searchState
+	// left is set by a reading that goes on without the answer.
+	left   atomic.Bool
 	done   chan struct{}
 	answer UpdateSearch
 	err    error
@@ -95,6 +98,13 @@ func (s *UpdateSearches) current(ctx context.Context, updates Updates, state sea
 		return s.answer, s.err
 	case <-patience.C:
 	case <-ctx.Done():
+	}
+	s.running.left.Store(true)
+	select {
+	case <-s.running.done: // at the last moment: nobody will tell
+		s.take(s.running)
+		return s.answer, s.err
+	default:
 	}
 	switch age := now.Sub(s.at); {
 	case s.err != nil:
@@ -138,10 +148,9 @@ func (s *UpdateSearches) start(ctx context.Context, updates Updates, state searc
 	go func() {
 		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), searchLimit, errTimeout)
 		defer cancel()
-		began := time.Now()
 		r.answer, r.err = updates.Search(ctx)
 		close(r.done)
-		if time.Since(began) < cmp.Or(s.Patience, searchPatience) {
+		if !r.left.Load() {
 			return
 		}
 		select {

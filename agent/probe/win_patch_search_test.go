@@ -161,3 +161,21 @@ func TestEndOfALongSearchIsTold(t *testing.T) {
 		<-watching
 	})
 }
+
+// A reading that is ended early goes on without an answer that comes soon.
+func TestEndOfAShortSearchIsToldToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		searches := NewUpdateSearches("")
+		n := newWindowsNotebook(nil)
+		end := n.slowly()
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		if answer, err := searches.current(ended, &n.updates, searchState{}, n.now); err == nil {
+			t.Fatalf("answered with %v", answer)
+		}
+		end()
+		if len(searches.late) != 1 {
+			t.Error("nobody is told that the answer is there")
+		}
+	})
+}
