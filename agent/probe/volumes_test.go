@@ -38,7 +38,7 @@ func TestVolumesFollowEveryPathToADisk(t *testing.T) {
 			m.mount("dm-0", "/", "ext4", "/dev/mapper/root")
 		}, []string{"root ext4: luks1(aes-xts-plain64) > partition > disk"}},
 
-		{"LVM on LUKS keeps the crypt layer", func(t *testing.T, m *machine) {
+		{"osquery#7889, #8112, #7314, #8639: LVM on LUKS keeps the crypt layer", func(t *testing.T, m *machine) {
 			m.luks(t, "dm-0", "254:0", "pv", "sda1")
 			m.mapping("dm-1", "254:1", "vg-root", "LVM-aaaa", "dm-0")
 			m.mapping("dm-2", "254:2", "vg-swap", "LVM-bbbb", "dm-0")
@@ -46,7 +46,7 @@ func TestVolumesFollowEveryPathToADisk(t *testing.T) {
 			m.swap("/dev/dm-2", "partition")
 		}, []string{"root ext4: linear > " + verified, "swap swap: linear > " + verified}},
 
-		{"one plain member of a volume group shows", func(t *testing.T, m *machine) {
+		{"fleet#47256: one plain member of a volume group shows", func(t *testing.T, m *machine) {
 			m.luks(t, "dm-0", "254:0", "pv", "sda1")
 			m.mapping("dm-1", "254:1", "vg-root", "LVM-aaaa", "dm-0", "sdb1")
 			m.mount("dm-1", "/", "ext4", "/dev/mapper/vg-root")
@@ -92,7 +92,7 @@ func TestVolumesFollowEveryPathToADisk(t *testing.T) {
 			m.mount("dm-0", "/", "xfs", "/dev/mapper/root", "logdev=/dev/sdb1")
 		}, []string{"root xfs: " + verified + " | partition > disk"}},
 
-		{"OPAL is encryption too", func(t *testing.T, m *machine) {
+		{"osquery#8402: OPAL is encryption too", func(t *testing.T, m *machine) {
 			m.header("sda1", forge(t, capture(t, "luks2.img"), `"type":"crypt"`, `"type":"hw-opal-crypt"`))
 			m.mapping("dm-0", "254:0", "root", uuidOf("LUKS2-OPAL", "root"), "sda1")
 			m.mount("dm-0", "/", "ext4", "/dev/mapper/root")
