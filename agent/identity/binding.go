@@ -136,6 +136,16 @@ func (s *State) Bind(t Traits) error {
 	return s.saveBinding()
 }
 
+// Copied says whether the stored identity was made on another machine than one
+// with these traits. It changes nothing.
+func (s *State) Copied(t Traits) (bool, error) {
+	stored, err := s.readBinding()
+	if err != nil || stored == nil {
+		return false, err
+	}
+	return !stored.of(t), nil
+}
+
 // readBinding returns nil for a binding that is not there or not readable as
 // one: it is no key, and there is nothing that it could prove.
 func (s *State) readBinding() (*binding, error) {
@@ -180,9 +190,12 @@ func (s *State) setAside(now time.Time) error {
 	if err := os.Rename(s.path, aside); err != nil {
 		return fmt.Errorf("setting the identity of another machine aside: %w", err)
 	}
-	// The next identity gets a binding of its own before it is stored.
-	if err := os.Remove(s.beside(bindingName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("setting the identity of another machine aside: %w", err)
+	// The next identity gets a binding of its own before it is stored, and a key
+	// that no other machine knows.
+	for _, name := range []string{bindingName, nextName} {
+		if err := os.Remove(s.beside(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("setting the identity of another machine aside: %w", err)
+		}
 	}
 	return &CopiedError{Aside: aside}
 }
@@ -203,7 +216,7 @@ func (s *State) Remove() (bool, error) {
 }
 
 // files are the identity file and all that belongs to it, as far as they are
-// there: also a part of one that a crash has left behind, which may hold a key.
+// there.
 func (s *State) files() ([]string, error) {
 	entries, err := os.ReadDir(filepath.Dir(s.path))
 	if err != nil {
@@ -211,12 +224,18 @@ func (s *State) files() ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if n := e.Name(); n == fileName || n == bindingName ||
-			strings.HasPrefix(n, fileName+asideMark) || strings.HasPrefix(n, "."+fileName+".") {
+		if n := e.Name(); holdsKey(n) || n == bindingName || n == tokenName {
 			names = append(names, s.beside(n))
 		}
 	}
 	return names, nil
+}
+
+// holdsKey knows the files that may hold a key, also a part of one that a crash
+// has left behind.
+func holdsKey(name string) bool {
+	return name == fileName || name == nextName || strings.HasPrefix(name, fileName+asideMark) ||
+		strings.HasPrefix(name, "."+fileName+".") || strings.HasPrefix(name, "."+nextName+".")
 }
 
 // Present says whether there is any key, enrolled or not, readable or not.
@@ -225,7 +244,7 @@ func (s *State) Present() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return slices.ContainsFunc(names, func(n string) bool { return filepath.Base(n) != bindingName }), nil
+	return slices.ContainsFunc(names, func(n string) bool { return holdsKey(filepath.Base(n)) }), nil
 }
 
 func (s *State) beside(name string) string { return filepath.Join(filepath.Dir(s.path), name) }

@@ -44,9 +44,9 @@ func (e *PendingError) Error() string {
 // Enrol makes this notebook a device, and stores the identity. It keeps using
 // the key of an enrolment that still waits for approval; otherwise it makes a
 // new one, also when there is a certificate: that is how an expired one is
-// replaced. It returns a *PendingError when approval is needed, the collector's
-// status when it refuses, and ErrBroken when there is a file that cannot be
-// read: that is never overwritten.
+// replaced, and until then it stays. It returns a *PendingError when approval is
+// needed, the collector's status when it refuses, and ErrBroken when there is a
+// file that cannot be read: that is never overwritten.
 func (s *State) Enrol(ctx context.Context, e Enrolment) (*Identity, error) {
 	waiting, err := s.waitingKey()
 	if err != nil {
@@ -87,6 +87,9 @@ func (s *State) Enrol(ctx context.Context, e Enrolment) (*Identity, error) {
 	if err := s.Save(id); err != nil {
 		return nil, err
 	}
+	s.forgetNext()
+	// Should this be lost, the token is tried once more and refused.
+	_ = s.Spend(e.Token)
 	return id, nil
 }
 
@@ -96,20 +99,23 @@ func (s *State) Enrol(ctx context.Context, e Enrolment) (*Identity, error) {
 func (s *State) waitingKey() (*Identity, error) {
 	id, err := s.Load()
 	switch {
-	case err == nil && !id.Enrolled():
-		return id, nil
-	case err != nil && !errors.Is(err, ErrNotEnrolled):
+	case errors.Is(err, ErrNotEnrolled):
+		return s.makeKey()
+	case err != nil:
 		return nil, err
+	case id.Enrolled():
+		return s.nextKey(id)
 	}
-	key, makeErr := s.keys.Generate()
-	if makeErr != nil {
-		return nil, fmt.Errorf("making key: %w", makeErr)
+	return id, nil
+}
+
+// makeKey stores a new key, without a certificate.
+func (s *State) makeKey() (*Identity, error) {
+	key, err := s.keys.Generate()
+	if err != nil {
+		return nil, fmt.Errorf("making key: %w", err)
 	}
 	fresh := &Identity{Key: key}
-	// A certificate that is still there stays until it is replaced.
-	if err == nil {
-		return fresh, nil
-	}
 	return fresh, s.Save(fresh)
 }
 

@@ -55,12 +55,8 @@ type Renewal struct {
 // disk that takes nothing must be noticed before the collector has replaced the
 // key, not after. It returns ErrReplaced when id is not what is stored any more.
 func (s *State) Renew(id *Identity) (*Renewal, error) {
-	stored, err := s.Load()
-	if err != nil {
+	if err := s.stillIs(id); err != nil {
 		return nil, err
-	}
-	if !stored.Enrolled() || !stored.Chain[0].Equal(id.Chain[0]) {
-		return nil, ErrReplaced
 	}
 	if err := s.Save(id); err != nil {
 		return nil, err
@@ -74,6 +70,18 @@ func (s *State) Renew(id *Identity) (*Renewal, error) {
 		return nil, err
 	}
 	return &Renewal{state: s, old: id, key: key, csr: csr}, nil
+}
+
+// stillIs returns ErrReplaced when another identity than id is stored.
+func (s *State) stillIs(id *Identity) error {
+	stored, err := s.Load()
+	if err != nil {
+		return err
+	}
+	if !stored.Enrolled() || !stored.Chain[0].Equal(id.Chain[0]) {
+		return ErrReplaced
+	}
+	return nil
 }
 
 // Request is the first message.
@@ -92,8 +100,9 @@ func (r *Renewal) Prove(challenge *agentv1.RenewalChallenge, exporter []byte) (*
 }
 
 // Complete stores the new identity in place of the old one. It returns an
-// error, and keeps the old one, for a certificate of another device, one that
-// has expired already, or when it cannot be stored.
+// error, and keeps what is stored, for a certificate of another device, one that
+// has expired already, when it cannot be stored, and ErrReplaced when the old
+// one is not what is stored any more.
 func (r *Renewal) Complete(m *agentv1.Issued, now time.Time) (*Identity, error) {
 	id, err := issued(r.key, m)
 	if err != nil {
@@ -107,6 +116,9 @@ func (r *Renewal) Complete(m *agentv1.Issued, now time.Time) (*Identity, error) 
 	}
 	if _, err := id.Certificate(now); err != nil {
 		return nil, fmt.Errorf("renewed: %w", err)
+	}
+	if err := r.state.stillIs(r.old); err != nil {
+		return nil, err
 	}
 	if err := r.state.Save(id); err != nil {
 		return nil, err

@@ -152,7 +152,8 @@ func (s *stream) completeRenewal(m *agentv1.Issued) error {
 	if s.renewal == nil {
 		return errors.New("collector issues a certificate that was not asked for")
 	}
-	if _, err := s.renewal.Complete(m, time.Now()); err != nil {
+	_, err := s.renewal.Complete(m, time.Now())
+	if err != nil && !errors.Is(err, identity.ErrReplaced) {
 		return fmt.Errorf("renewing certificate: %w", err)
 	}
 	return errRenewed

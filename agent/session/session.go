@@ -68,7 +68,8 @@ type Options struct {
 	Target uplink.Target
 	State  *identity.State
 	// Enrolment returns what is needed to enrol; asked before every attempt
-	// while there is no certificate. Nil: there has to be one.
+	// while there is no certificate, or only an expired one. Nil: there has to be
+	// a valid one.
 	Enrolment func() (identity.Enrolment, error)
 	Collector Collector
 	// Watcher may be nil: then only time and the collector make the agent
@@ -240,12 +241,17 @@ func (a *agent) connect(ctx context.Context) error {
 			a.retry.Reset()
 			a.refused.Reset()
 		}
-		if (errors.Is(err, errRenewed) || errors.Is(err, errMoved)) && a.hurry.Allow() {
+		if (errors.Is(err, errRenewed) || errors.Is(err, errMoved) || errors.Is(err, errEnrolled)) && a.hurry.Allow() {
 			a.Log.Info("connecting anew", "reason", err)
 			continue
 		}
 		state, wait := a.setback(err)
-		a.Board.Connection(state)
+		var approval *identity.PendingError
+		if errors.As(err, &approval) {
+			a.Board.Waiting(approval.Fingerprint)
+		} else {
+			a.Board.Connection(state)
+		}
 		a.Log.Warn("no connection to the collector", "error", err, "next_attempt_in", wait.Round(time.Millisecond))
 		if !a.pause(ctx, wait) {
 			return nil
@@ -257,6 +263,8 @@ func (a *agent) connect(ctx context.Context) error {
 func (a *agent) setback(err error) (status.Connection, time.Duration) {
 	code := grpcstatus.Code(err)
 	switch {
+	case errors.As(err, new(*identity.PendingError)):
+		return status.Pending, a.refused.Next()
 	case errors.Is(err, identity.ErrExpired):
 		return status.Expired, a.refused.Next()
 	case errors.Is(err, identity.ErrNotEnrolled):
@@ -301,6 +309,9 @@ func (a *agent) attempt(ctx context.Context) (acknowledged bool, err error) {
 		return false, err
 	}
 	s, err := a.newStream(id)
+	if errors.Is(err, identity.ErrExpired) {
+		return false, a.enrolAnew(ctx, id, err)
+	}
 	if err != nil {
 		return false, err
 	}

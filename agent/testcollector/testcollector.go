@@ -48,6 +48,8 @@ type Collector struct {
 	Shown *x509.Certificate
 	// Check is asked for device certificates at every handshake; nil accepts.
 	Check func(*x509.Certificate) error
+	// Clock is what device certificates are checked by; nil: time.Now.
+	Clock func() time.Time
 	// ServerURI is the identity of the listener's certificate.
 	ServerURI string
 
@@ -86,11 +88,13 @@ func (c *Collector) Listen() {
 	if c.Shown != nil {
 		cert.Certificate = append(cert.Certificate, c.Shown.Raw)
 	}
+	conf := mtls.ServerConfig(mtls.ServerOptions{
+		Certificate: func() (*tls.Certificate, error) { return cert, nil },
+		Clients:     c.Devices.Pool(), Role: mtls.RoleDevice, Optional: true, Check: c.Check,
+	})
+	conf.Time = c.Clock
 	server := grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(mtls.ServerConfig(mtls.ServerOptions{
-			Certificate: func() (*tls.Certificate, error) { return cert, nil },
-			Clients:     c.Devices.Pool(), Role: mtls.RoleDevice, Optional: true, Check: c.Check,
-		}))),
+		grpc.Creds(credentials.NewTLS(conf)),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 	)
 	agentv1.RegisterEnrolmentServiceServer(server, c)
