@@ -64,7 +64,7 @@ func (a *antivirus) collect(ctx context.Context, h Host, ev *posturev1.Evidence)
 	out := &posturev1.Antivirus{Reading: &posturev1.Reading{Source: "files, processes"}}
 	ev.Antivirus = out
 	if h.Windows != nil {
-		return windowsAntivirus(ctx, h.Windows, out)
+		return windowsAntivirus(ctx, h, out)
 	}
 	if h.Files == nil {
 		return errors.New("this machine's files are not readable")

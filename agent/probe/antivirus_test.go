@@ -1,6 +1,8 @@
 package probe
 
 import (
+	"bytes"
+	"encoding/binary"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -96,5 +98,44 @@ func TestProductStateDefGuard0x20000(t *testing.T) {
 		if state, current := parseProductState(c.word); state != c.state || current != c.current {
 			t.Errorf("0x%06X is %s, %s; want %s, %s", c.word, state, current, c.state, c.current)
 		}
+	}
+}
+
+// A server says when Defender was given its signatures, and nothing of how new
+// they ought to be.
+func TestSignaturesOfADefenderOnAServer(t *testing.T) {
+	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	applied := func(age time.Duration) []byte {
+		ticks := now.Add(-age).Unix() + 11_644_473_600 // seconds since 1601
+		return binary.LittleEndian.AppendUint64(nil, uint64(ticks)*10_000_000)
+	}
+	for what, c := range map[string]struct {
+		value any
+		want  posturev1.Ternary
+		state posturev1.ReadingState
+	}{
+		"a day old":           {applied(24 * time.Hour), yes, observed},
+		"just in time":        {applied(7 * 24 * time.Hour), yes, observed},
+		"a week old":          {applied(7*24*time.Hour + time.Second), no, observed},
+		"an hour ahead":       {applied(-time.Hour), yes, observed},
+		"days ahead":          {applied(-48 * time.Hour), unknown, failed},
+		"after all calendars": {bytes.Repeat([]byte{0xff}, 8), unknown, failed},
+		"zero":                {make([]byte, 8), unknown, observed},
+		"not said":            {nil, unknown, observed},
+		"cut short":           {[]byte{1, 2, 3}, unknown, failed},
+		"a number":            {7, unknown, failed},
+	} {
+		h := Host{Now: func() time.Time { return now }, Windows: &Windows{
+			Registry: keys{
+				currentVersionKey + `\InstallationType`:          "Server",
+				defenderSignatureKey + `\` + defenderAppliedName: c.value,
+			},
+			Services: recordedServices{{Name: defenderService, State: serviceRunning}},
+		}}
+		a := observe(t, h, antivirusProbe()).Antivirus
+		if len(a.Products) != 1 || a.Products[0].State != posturev1.AntivirusState_ANTIVIRUS_STATE_ON || a.Products[0].UpToDate != c.want {
+			t.Errorf("%s: %v, want %s", what, a.Products, c.want)
+		}
+		wantState(t, a.Reading, c.state)
 	}
 }

@@ -2,9 +2,11 @@ package probe
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
@@ -17,6 +19,13 @@ const (
 	defenderSignatureName = "AVSignatureVersion"
 	defenderService       = "WinDefend"
 	defenderName          = "Microsoft Defender Antivirus"
+	// defenderAppliedName is a FILETIME. Known from administrators, not from
+	// Microsoft's documentation.
+	defenderAppliedName = "AVSignatureApplied"
+	// defenderSignatureLife is after how long Defender itself calls its
+	// signatures out of date when no policy says otherwise (ADMX
+	// Signature_AVSignatureDue).
+	defenderSignatureLife = 7 * 24 * time.Hour
 
 	// resultFalse is S_FALSE: the Security Center's service does not run.
 	resultFalse = 1
@@ -24,10 +33,11 @@ const (
 
 // windowsAntivirus asks the Windows Security Center. Servers have none; there
 // Defender's own state is read, and other products cannot be seen.
-func windowsAntivirus(ctx context.Context, w *Windows, out *posturev1.Antivirus) error {
+func windowsAntivirus(ctx context.Context, h Host, out *posturev1.Antivirus) error {
+	w := h.Windows
 	kind, _, err := registryText(w.Registry, currentVersionKey, "InstallationType")
 	if err == nil && strings.HasPrefix(kind, "Server") {
-		return serverDefender(ctx, w, out)
+		return serverDefender(ctx, h, out)
 	}
 	out.Reading.Source = "Windows Security Center"
 	if w.SecurityCenter == nil {
@@ -138,9 +148,10 @@ func productWord(s posturev1.AntivirusState) string {
 	return strings.ToLower(strings.TrimPrefix(s.String(), "ANTIVIRUS_STATE_"))
 }
 
-// serverDefender reads Defender's service and switches. How new its signatures
-// ought to be is its own secret: only their version is told.
-func serverDefender(ctx context.Context, w *Windows, out *posturev1.Antivirus) error {
+// serverDefender reads Defender's service and switches, and when it was given
+// its signatures.
+func serverDefender(ctx context.Context, h Host, out *posturev1.Antivirus) error {
+	w := h.Windows
 	out.Reading.Source = "service control manager, registry"
 	if w.Services == nil {
 		return errors.New("the service control manager is not readable on this machine")
@@ -161,9 +172,39 @@ func serverDefender(ctx context.Context, w *Windows, out *posturev1.Antivirus) e
 	if err != nil && services[0].State == serviceRunning {
 		product.State = posturev1.AntivirusState_ANTIVIRUS_STATE_UNSPECIFIED
 	}
-	var errVersion error
+	var errVersion, errAge error
 	product.Version, _, errVersion = registryText(w.Registry, defenderSignatureKey, defenderSignatureName)
-	return errors.Join(err, errVersion)
+	product.UpToDate, errAge = defenderUpToDate(w.Registry, h.Now())
+	return errors.Join(err, errVersion, errAge)
+}
+
+// defenderUpToDate says whether Defender has been given signatures within
+// defenderSignatureLife. Unknown where it does not say when it was.
+func defenderUpToDate(r Registry, now time.Time) (posturev1.Ternary, error) {
+	v, set, err := registryValue(r, defenderSignatureKey, defenderAppliedName)
+	if err != nil || !set {
+		return unknown, err
+	}
+	if v.Type != "BINARY" || len(v.Bytes) != 8 {
+		return unknown, fmt.Errorf("registry %s: is no time", defenderAppliedName)
+	}
+	ticks := binary.LittleEndian.Uint64(v.Bytes)
+	if ticks == 0 { // never, or a capture, which keeps no bytes
+		return unknown, nil
+	}
+	switch age := now.Sub(fileTime(ticks)); {
+	case age < -24*time.Hour:
+		return unknown, fmt.Errorf("registry %s: lies in the future", defenderAppliedName)
+	default:
+		return ternary(age <= defenderSignatureLife), nil
+	}
+}
+
+// fileTime is a FILETIME: steps of 100 ns since 1601, UTC. One that is beyond
+// all calendars is as far in the future as it gets here.
+func fileTime(ticks uint64) time.Time {
+	const second = 10_000_000
+	return time.Date(1601, time.January, 1, 0, 0, int(ticks/second), int(ticks%second)*100, time.UTC)
 }
 
 // defenderDisabled says whether any of Defender's switches turns its guard off.

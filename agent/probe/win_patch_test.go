@@ -22,6 +22,8 @@ func (k keys) Value(key, name string) (RegistryValue, error) {
 		return RegistryValue{Type: "SZ", Text: v}, nil
 	case []string:
 		return RegistryValue{Type: "MULTI_SZ", Lines: v}, nil
+	case []byte:
+		return RegistryValue{Type: "BINARY", Bytes: v}, nil
 	case error:
 		return RegistryValue{}, v
 	}
