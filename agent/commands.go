@@ -74,11 +74,13 @@ func newEnrol(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 	s.register(f)
 	again := f.Bool("again", false, "also when there is a valid certificate: it is replaced")
 	return func(ctx context.Context) error {
-		c, err := s.load()
+		c, err := s.loadGuarded()
 		if err != nil {
 			return err
 		}
-		state, err := c.openState()
+		state, err := c.openState(func(aside string) {
+			fmt.Fprintf(out, "Key and certificate of another machine were set aside: %s\n", aside)
+		})
 		if err != nil {
 			return err
 		}
@@ -112,12 +114,10 @@ func newStatus(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 	lang := f.String("lang", "", "`language`, de or en (default: that of the environment)")
 	asJSON := f.Bool("json", false, "print the public file as it is")
 	return func(context.Context) error {
-		c, err := s.load()
-		// Everybody may ask, also those who may not read the file: it matters
-		// only if it names another place for the status.
-		if err != nil && !errors.Is(err, fs.ErrPermission) {
-			return err
-		}
+		// Everybody may ask, also those who may not read the file, and also when
+		// it has a mistake in it: it matters only if it names another place for
+		// the status.
+		c, _ := s.load()
 		words := status.Language(locale(*lang))
 		summary, err := status.Read(c.StatusFile)
 		switch {
@@ -170,9 +170,10 @@ func newID(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 		if err != nil {
 			return err
 		}
-		m := identity.Stated(probe.Machine(probe.NewHost()))
+		h := probe.NewHost()
+		m := identity.Stated(probe.Machine(h))
 		card := idCard{Unit: c.Unit, Vendor: m.GetVendor(), Model: m.GetModel(), Serial: m.GetSerial()}
-		if err := card.addKey(c.StateDir); err != nil {
+		if err := card.addKey(c.StateDir, traits(h)); err != nil {
 			card.Problem = err.Error()
 		}
 		if *asJSON {
@@ -182,8 +183,9 @@ func newID(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 	}
 }
 
-// addKey reads the identity without making anything.
-func (card *idCard) addKey(dir string) error {
+// addKey reads the identity of the machine with these traits, without making
+// anything.
+func (card *idCard) addKey(dir string, machine identity.Traits) error {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return identity.ErrNotEnrolled
 	}
@@ -194,6 +196,12 @@ func (card *idCard) addKey(dir string) error {
 	id, err := state.Load()
 	if err != nil {
 		return err
+	}
+	switch copied, err := state.Copied(machine); {
+	case err != nil:
+		return err
+	case copied:
+		return errors.New("key and certificate here are another machine's: they are not used, this one needs an enrolment of its own")
 	}
 	if card.Fingerprint, err = id.Fingerprint(); err != nil {
 		return err

@@ -17,6 +17,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"pfoertner/agent/service"
+	"pfoertner/agent/session"
 	"pfoertner/agent/uplink"
 )
 
@@ -93,6 +94,17 @@ func (s *settings) load() (config, error) {
 		return c, err
 	}
 	return c, c.check()
+}
+
+// loadGuarded is load for commands that change something: what others have
+// planted where the agent keeps its files is set aside first, before it can name
+// a collector, or files to remove.
+func (s *settings) loadGuarded() (config, error) {
+	d := service.Directories{Base: dataDirectory(), Readable: defaults().config}
+	if _, err := service.Protect(d); err != nil {
+		return config{}, err
+	}
+	return s.load()
 }
 
 // read reads the configuration file.
@@ -196,6 +208,12 @@ func (c config) ledger() string { return filepath.Join(c.StateDir, "updates.json
 
 // searches is where the service keeps what Windows Update answered last.
 func (c config) searches() string { return filepath.Join(c.StateDir, "update-search.json") }
+
+// memory are the files that say what happened on this machine: all of the state
+// directory but the identity.
+func (c config) memory() []string {
+	return []string{c.ledger(), c.searches(), c.notices(), filepath.Join(c.StateDir, session.CatalogueFile)}
+}
 
 func (c config) pin() (uplink.Pin, error) {
 	if c.CAFile != "" {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"pfoertner/agent/durable"
 	"pfoertner/agent/identity"
 	"pfoertner/agent/service"
 )
@@ -89,8 +90,12 @@ func newPurge(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 		if running, err := service.Running(); err == nil && running {
 			return errors.New("the service runs: stop it first")
 		}
-		// A file that cannot be read says nothing of other places.
-		c, _ := s.load()
+		c, err := s.loadGuarded()
+		// A file that cannot be read says nothing of other places. Without any
+		// place nothing is removed.
+		if c.StateDir == "" {
+			return err
+		}
 		if err := c.purge(s.name(), *keep); err != nil {
 			return err
 		}
@@ -108,29 +113,41 @@ func newPurge(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 // other directory costs nobody anything.
 func (c config) purge(configFile string, keepIdentity bool) error {
 	var errs []error
-	state, err := identity.Open(c.StateDir, identity.Software{})
-	switch {
-	case keepIdentity:
-	case err != nil:
-		errs = append(errs, err)
-	default:
-		if _, err := state.Remove(); err != nil {
-			errs = append(errs, err)
-		}
+	if !keepIdentity {
+		errs = append(errs, c.removeIdentity())
 	}
-	files := []string{c.ledger(), c.searches(), c.notices(), c.StatusFile, configFile, c.TokenFile}
-	for _, name := range files {
-		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
+	errs = append(errs, remove(c.memory()...), remove(c.StatusFile, configFile, c.TokenFile))
 	for _, dir := range []string{c.StateDir, filepath.Dir(c.StatusFile), filepath.Dir(configFile)} {
 		_ = os.Remove(dir) // not empty, or not there: both are fine
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("removing files: %w", err)
+		return err
 	}
 	return service.Forget()
+}
+
+// removeIdentity removes every key, without making anything.
+func (c config) removeIdentity() error {
+	if _, err := os.Stat(c.StateDir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	state, err := identity.Open(c.StateDir, identity.Software{})
+	if err != nil {
+		return err
+	}
+	_, err = state.Remove()
+	return err
+}
+
+// remove removes the files that are there, all that can be.
+func remove(files ...string) error {
+	var errs []error
+	for _, name := range files {
+		if err := durable.Remove(name); err != nil {
+			errs = append(errs, fmt.Errorf("removing files: %w", err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // newPrepareImage is for a machine whose disk becomes the image of many: it
@@ -138,16 +155,16 @@ func (c config) purge(configFile string, keepIdentity bool) error {
 func newPrepareImage(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 	var s settings
 	s.register(f)
-	remove := f.Bool("remove", false, "remove key and token, and all that is known of this machine")
+	clean := f.Bool("remove", false, "remove key and token, and all that is known of this machine")
 	return func(context.Context) error {
-		c, err := s.load()
+		c, err := s.loadGuarded()
 		if err != nil {
 			return err
 		}
 		if running, err := service.Running(); err == nil && running {
 			return errors.New("the service runs and may enrol at any moment: stop it first")
 		}
-		if *remove {
+		if *clean {
 			if err := c.forgetMachine(); err != nil {
 				return err
 			}
@@ -182,19 +199,5 @@ func (c config) checkImage() error {
 
 // forgetMachine removes what belongs to this machine alone.
 func (c config) forgetMachine() error {
-	if _, err := os.Stat(c.StateDir); err == nil {
-		state, err := identity.Open(c.StateDir, identity.Software{})
-		if err != nil {
-			return err
-		}
-		if _, err := state.Remove(); err != nil {
-			return err
-		}
-	}
-	for _, name := range []string{c.ledger(), c.notices(), c.StatusFile, c.TokenFile} {
-		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("removing what belongs to this machine: %w", err)
-		}
-	}
-	return nil
+	return errors.Join(c.removeIdentity(), remove(c.memory()...), remove(c.StatusFile, c.TokenFile))
 }

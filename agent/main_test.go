@@ -172,6 +172,13 @@ func TestStatusInBothLanguagesAndBeforeTheService(t *testing.T) {
 	if out, err := p.run("status", "--json"); err != nil || !json.Valid([]byte(out)) {
 		t.Errorf("--json: %q, %v", out, err)
 	}
+	// A mistake of the administration is nothing to show to its users.
+	var out, errOut bytes.Buffer
+	p.write("agent.yaml", "colour: red")
+	err := run([]string{"status", "--config", p.path("agent.yaml"), "--status-file", p.path("status.json")}, &out, &errOut)
+	if err != nil || !strings.Contains(out.String(), "No access") {
+		t.Errorf("with a broken configuration: %q, %v", out.String(), err)
+	}
 }
 
 func TestEvidenceNeedsNoCollector(t *testing.T) {

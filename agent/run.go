@@ -45,9 +45,9 @@ func newRun(f *flag.FlagSet, _ io.Writer) func(context.Context) error {
 		level := new(slog.LevelVar)
 		if !service.Managed() {
 			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-			return (&keeper{settings: &s, level: level, log: log}).untilError(ctx)
+			return (&keeper{settings: &s, level: level, log: log, guard: service.Protect}).untilError(ctx)
 		}
-		k := &keeper{settings: &s, level: level, log: service.NewLogger(level)}
+		k := &keeper{settings: &s, level: level, log: service.NewLogger(level), guard: service.Protect}
 		return service.Run(k.keep, k.log)
 	}
 }
@@ -59,6 +59,8 @@ type keeper struct {
 	settings *settings
 	level    *slog.LevelVar
 	log      *slog.Logger
+	// guard is service.Protect.
+	guard func(service.Directories) (aside []string, err error)
 
 	complaint  string // the last one
 	complained time.Time
@@ -118,9 +120,18 @@ var errChanged = errors.New("the configuration has changed")
 // once is the agent: straight from configuration to the stream. It returns
 // errChanged when the configuration does not hold any more, nil when ctx ends.
 func (k *keeper) once(ctx context.Context) error {
+	// A configuration that somebody has planted must be gone before it is read.
+	if err := k.protect((config{}).fill()); err != nil {
+		return err
+	}
 	c, err := k.settings.load()
 	if err == nil && c.Collector == "" {
 		err = errNoCollector
+	}
+	// The configuration may name other directories. Where one of them is
+	// somebody else's nothing is written, not even a status.
+	if err := k.protect(c); err != nil {
+		return err
 	}
 	board := status.NewBoard(c.StatusFile, k.log)
 	if err != nil {
@@ -130,23 +141,16 @@ func (k *keeper) once(ctx context.Context) error {
 	if err := k.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return err
 	}
-	if err := k.protect(c); err != nil {
-		board.Connection(status.Broken)
-		return err
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	defer cancel(nil)
 	parts.Go(func() { k.watch(ctx, c, cancel) })
 
-	state, err := c.openState()
-	var copied *identity.CopiedError
-	if errors.As(err, &copied) {
-		k.log.Warn("identity of another machine set aside", "file", copied.Aside)
+	state, err := c.openState(func(aside string) {
+		k.log.Warn("identity of another machine set aside", "file", aside)
 		board.Copied()
-		state, err = c.openState()
-	}
+	})
 	if err != nil {
 		board.Connection(status.Broken)
 		return err
@@ -232,7 +236,7 @@ func stamp(name string) time.Time {
 // protect sees that nobody but the administration decides about the agent's
 // files.
 func (k *keeper) protect(c config) error {
-	aside, err := service.Protect(c.directories())
+	aside, err := k.guard(c.directories())
 	if len(aside) > 0 {
 		k.log.Warn("files of unknown origin set aside", "names", strings.Join(aside, ", "))
 	}
@@ -250,10 +254,23 @@ func (c config) directories() service.Directories {
 	return d
 }
 
-// openState opens the state directory for this machine. It returns an
-// *identity.CopiedError when the identity in it was another one's; the next
-// call opens what is left.
-func (c config) openState() (*identity.State, error) {
+// openState opens the state directory for this machine. When the identity in it
+// was another machine's, copied is told where that is now, what else was known
+// of that machine is removed, and the rest is opened.
+func (c config) openState(copied func(aside string)) (*identity.State, error) {
+	state, err := c.bind()
+	var other *identity.CopiedError
+	if !errors.As(err, &other) {
+		return state, err
+	}
+	copied(other.Aside)
+	if err := remove(c.memory()...); err != nil {
+		return nil, err
+	}
+	return c.bind()
+}
+
+func (c config) bind() (*identity.State, error) {
 	state, err := identity.Open(c.StateDir, identity.Software{})
 	if err != nil {
 		return nil, err

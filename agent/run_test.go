@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -19,6 +20,8 @@ import (
 
 	"pfoertner/agent/identity"
 	"pfoertner/agent/probe"
+	"pfoertner/agent/service"
+	"pfoertner/agent/session"
 	"pfoertner/agent/status"
 	"pfoertner/agent/testcollector"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
@@ -33,9 +36,15 @@ type kept struct {
 
 func keep(t *testing.T, p place) *kept {
 	t.Helper()
+	return guarded(t, p, func(service.Directories) ([]string, error) { return nil, nil })
+}
+
+// guarded is keep with something in the place of service.Protect.
+func guarded(t *testing.T, p place, guard func(service.Directories) ([]string, error)) *kept {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &settings{file: p.path("agent.yaml"), flags: config{StateDir: p.path("state"), StatusFile: p.path("status.json"), TokenFile: p.path("token")}}
-	k := &keeper{settings: s, level: new(slog.LevelVar), log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	k := &keeper{settings: s, level: new(slog.LevelVar), log: slog.New(slog.NewTextHandler(t.Output(), nil)), guard: guard}
 	r := &kept{place: p, ended: make(chan error, 1), stop: cancel}
 	var running sync.WaitGroup
 	running.Go(func() { r.ended <- k.keep(ctx) })
@@ -153,6 +162,53 @@ func TestConfigurationThatComesLaterIsFound(t *testing.T) {
 	k.stops()
 }
 
+// Everybody may put an agent.yaml where Windows keeps the agent's files, before
+// it is installed. It would name another collector, who would get the token.
+func TestPlantedConfigurationIsNeverRead(t *testing.T) {
+	rogue := testcollector.New(t)
+	asked := make(chan struct{}, 1)
+	rogue.OnEnrol = func(agentv1.EnrolmentService_EnrolServer) error {
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+		return errors.New("never asked")
+	}
+	rogue.Listen()
+	p := emptyPlace(t)
+	p.write("agent.yaml", "collector: "+rogue.Target().Address+"\nca_file: "+rogue.Servers.File(t))
+	p.write("token", "t-1")
+	k := guarded(t, p, func(service.Directories) ([]string, error) {
+		if err := os.Rename(p.path("agent.yaml"), p.path("agent.yaml.untrusted-1")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		return []string{"agent.yaml"}, nil
+	})
+	k.shows(func(s status.Summary) bool { return s.Connection == status.NotConfigured })
+	k.stops()
+	select {
+	case <-asked:
+		t.Error("the collector of the planted configuration was asked")
+	default:
+	}
+}
+
+// While somebody else decides about a directory, not even a status is written.
+func TestNothingIsWrittenWhereFilesCannotBeProtected(t *testing.T) {
+	p := enrolledPlace(t, issuing(t))
+	refused := make(chan struct{}, 100)
+	k := guarded(t, p, func(service.Directories) ([]string, error) {
+		refused <- struct{}{}
+		return nil, errors.New("in use")
+	})
+	<-refused
+	<-refused // it tries again
+	k.stops()
+	if _, err := os.Stat(p.path("status.json")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a status was written (%v)", err)
+	}
+}
+
 // enrolledPlace is a notebook that is a device of the collector.
 func enrolledPlace(t *testing.T, c *testcollector.Collector) place {
 	t.Helper()
@@ -191,6 +247,7 @@ func TestKeyFromAGoldenImageIsNotUsed(t *testing.T) {
 	c := issuing(t)
 	p := enrolledPlace(t, c)
 	goldenImage(p)
+	p.write("state/updates.json", "of another machine")
 	before, err := os.ReadFile(p.path("state/identity.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -205,6 +262,10 @@ func TestKeyFromAGoldenImageIsNotUsed(t *testing.T) {
 	k.stops()
 	if aside, err := filepath.Glob(p.path("state/identity.json.other-machine-*")); err != nil || len(aside) != 1 {
 		t.Errorf("set aside are %v, %v", aside, err)
+	}
+
+	if _, err := os.Stat(p.path("state/updates.json")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what is known of the other machine is still there (%v)", err)
 	}
 
 	// With a token of its own the notebook becomes a device of its own.
@@ -232,6 +293,9 @@ func TestImageWithAKeyIsRefused(t *testing.T) {
 	if _, err := p.run("prepare-image"); err == nil || !strings.Contains(err.Error(), "key") {
 		t.Errorf("a machine with a key alone: %v", err)
 	}
+	for _, name := range []string{"state/update-search.json", "state/" + session.CatalogueFile} {
+		p.write(name, "{}")
+	}
 	if out, err := p.run("prepare-image", "--remove"); err != nil {
 		t.Fatalf("%s, %v", out, err)
 	}
@@ -244,6 +308,32 @@ func TestImageWithAKeyIsRefused(t *testing.T) {
 	}
 	if _, err := os.Stat(p.path("agent.yaml")); err != nil {
 		t.Errorf("the configuration of the image is gone: %v", err)
+	}
+}
+
+// A person compares what id shows with what the collector was shown.
+func TestKeyOfAnotherMachineIsNotShownAsThisOnes(t *testing.T) {
+	if m := traits(probe.NewHost()); m == (identity.Traits{}) {
+		t.Skip("NOT RUN: this machine states neither model, serial number nor installation")
+	}
+	p := enrolledPlace(t, issuing(t))
+	goldenImage(p)
+	out, err := p.run("id", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var card idCard
+	if err := json.Unmarshal([]byte(out), &card); err != nil {
+		t.Fatal(err)
+	}
+	if card.Fingerprint != "" || card.DeviceID != "" || card.Asset != "" || !strings.Contains(card.Problem, "another machine") {
+		t.Errorf("shown is %+v", card)
+	}
+
+	// Enrolling takes a key of its own at the first attempt.
+	out, err = p.run("enrol")
+	if err != nil || !strings.Contains(out, "set aside") || !strings.Contains(out, "Enrolled") {
+		t.Errorf("%q, %v", out, err)
 	}
 }
 
@@ -273,15 +363,19 @@ func TestImageIsReadyBeforeTheFirstStart(t *testing.T) {
 
 func TestPurgeLeavesNothing(t *testing.T) {
 	p := enrolledPlace(t, issuing(t))
-	p.write("status.json", "{}")
-	p.write("state/notices.json", "{}")
+	for _, name := range []string{
+		"status.json", ".status.json.12345", "state/notices.json", "state/updates.json", "state/update-search.json",
+		"state/" + session.CatalogueFile, "state/.updates.json.12345", "state/identity.next.json",
+	} {
+		p.write(name, "{}")
+	}
 	if out, err := p.run("purge"); err != nil {
 		t.Fatalf("%s, %v", out, err)
 	}
-	for _, name := range []string{"state", "status.json", "token", "agent.yaml"} {
-		if _, err := os.Stat(p.path(name)); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s is still there (%v)", name, err)
-		}
+	// The place was the directory of configuration and status, too.
+	if _, err := os.Stat(p.dir); !errors.Is(err, fs.ErrNotExist) {
+		left, _ := filepath.Glob(p.path("*"))
+		t.Errorf("left are %q (%v)", left, err)
 	}
 }
 

@@ -4,11 +4,14 @@
 package durable
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 )
 
 // WriteFile replaces the file's content: temporary file beside it, sync,
@@ -28,6 +31,26 @@ func WriteFile(name string, content []byte, mode fs.FileMode) error {
 		return err
 	}
 	return syncDirectory(filepath.Dir(name))
+}
+
+// Remove removes the file, if it is there, and the parts that interrupted calls
+// of WriteFile have left beside it.
+func Remove(name string) error {
+	err := os.Remove(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	entries, listErr := os.ReadDir(filepath.Dir(name))
+	if listErr != nil && !errors.Is(listErr, fs.ErrNotExist) {
+		return errors.Join(err, listErr)
+	}
+	for _, e := range entries {
+		random, ok := strings.CutPrefix(e.Name(), "."+filepath.Base(name)+".")
+		if _, notNumber := strconv.ParseUint(random, 10, 64); ok && notNumber == nil {
+			err = errors.Join(err, os.Remove(filepath.Join(filepath.Dir(name), e.Name())))
+		}
+	}
+	return err
 }
 
 func fill(f *os.File, content []byte, mode fs.FileMode) error {

@@ -3,6 +3,7 @@ package durable_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"pfoertner/agent/durable"
@@ -38,5 +39,34 @@ func TestFailedWriteLeavesOldContentAndNoLitter(t *testing.T) {
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 1 {
 		t.Errorf("directory holds %v, %v; want only the old state", entries, err)
+	}
+}
+
+// A crash in the middle of a write leaves a part beside the file.
+func TestRemoveTakesInterruptedWritesWithIt(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"state", ".state.3141592653", ".state.swp", ".state.", "state.old", "other"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // the second time there is nothing to remove
+		if err := durable.Remove(filepath.Join(dir, "state")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if want := []string{".state.", ".state.swp", "other", "state.old"}; !slices.Equal(left, want) {
+		t.Errorf("left are %q, want %q", left, want)
+	}
+	if err := durable.Remove(filepath.Join(dir, "nowhere", "state")); err != nil {
+		t.Errorf("without a directory: %v", err)
 	}
 }

@@ -20,8 +20,8 @@ import (
 	"pfoertner/internal/signed"
 )
 
-// catalogueFile lies beside the identity.
-const catalogueFile = "vpn-catalogue.json"
+// CatalogueFile lies beside the identity.
+const CatalogueFile = "vpn-catalogue.json"
 
 // catalogueFormat rises when an older agent could not read the file any more.
 const catalogueFormat = 1
@@ -81,7 +81,7 @@ type catalogueRecord struct {
 }
 
 func newCatalogueKeeper(state *identity.State, use VPNCatalogue, log *slog.Logger) *catalogueKeeper {
-	return &catalogueKeeper{use: use, path: filepath.Join(filepath.Dir(state.Path()), catalogueFile), log: log}
+	return &catalogueKeeper{use: use, path: filepath.Join(filepath.Dir(state.Path()), CatalogueFile), log: log}
 }
 
 // receive takes what the collector sent; empty means that no catalogue is in
