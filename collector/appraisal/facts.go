@@ -31,13 +31,14 @@ const (
 	sourceKernel
 	sourceRouting
 	sourceUpdateSearch
+	sourceUpdateOrigin
 	sources
 )
 
 // section is the section of evidence that the source belongs to.
 func (s source) section() string {
 	switch s {
-	case sourceKernel, sourceUpdateSearch:
+	case sourceKernel, sourceUpdateSearch, sourceUpdateOrigin:
 		s = sourcePatch
 	case sourceRouting:
 		s = sourceVpn
@@ -54,6 +55,8 @@ func sourceOf(name string) (source, bool) {
 		return sourceRouting, true
 	case "evidence.patch.windows_update.reading":
 		return sourceUpdateSearch, true
+	case "evidence.patch.windows_update.source":
+		return sourceUpdateOrigin, true
 	}
 	for s := range sourceKernel {
 		if s.section() == name {
@@ -123,6 +126,9 @@ func (f *facts) readStates() {
 	f.states[sourceKernel] = kernel(ev)
 	f.states[sourceRouting] = newState(ev.GetVpn().GetRoutingReading())
 	f.states[sourceUpdateSearch] = updateSearch(ev)
+	// Where updates come from is read with the section; only a doubt about it
+	// is its own.
+	f.states[sourceUpdateOrigin] = f.states[sourcePatch]
 	f.states[sourcePlatform].contradictions = ev.GetPlatform().GetContradictions()
 	f.states[sourceVolumes].contradictions = ev.GetVolumes().GetContradictions()
 	f.states[sourceSecureBoot].contradictions = ev.GetSecureBoot().GetContradictions()

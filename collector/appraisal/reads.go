@@ -30,7 +30,8 @@ type reads struct {
 }
 
 // partReading is the reading that vouches for a part of a section that may fail
-// alone; empty for all other paths.
+// alone, or the part itself where only a doubt about it stands alone; empty for
+// all other paths.
 func partReading(path string) string {
 	switch {
 	case below(path, "evidence.patch.kernel"), below(path, "evidence.patch.reboot_pending"):
@@ -38,6 +39,8 @@ func partReading(path string) string {
 	case below(path, "evidence.vpn.scope_v4"), below(path, "evidence.vpn.scope_v6"),
 		below(path, "evidence.vpn.clients[].scope_v4"), below(path, "evidence.vpn.clients[].scope_v6"):
 		return "evidence.vpn.routing_reading"
+	case below(path, "evidence.patch.windows_update.source"):
+		return "evidence.patch.windows_update.source"
 	case below(path, "evidence.patch.pending"), below(path, "evidence.patch.pending_security"),
 		below(path, "evidence.patch.held"), below(path, "evidence.patch.windows_update"):
 		return "evidence.patch.windows_update.reading"

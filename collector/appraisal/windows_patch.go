@@ -13,6 +13,12 @@ import (
 // says anything: a month and a few days, because updates come monthly.
 const tableUsable = 35 * day
 
+// leastStep is how far beyond the newest revision that a table has of a line
+// another is believed at least: monthly updates are some hundreds apart. What is
+// farther away than that, and than the table is long, belongs to another line:
+// servers of build 26100 count from 32,000 on, clients from 1,700.
+const leastStep = 1000
+
 // position is where a Windows installation stands in the table of updates.
 type position struct {
 	line
@@ -83,7 +89,7 @@ func (t *windowsTable) usable(now time.Time) error {
 }
 
 // locate finds where an installation stands. It cannot tell when the table is
-// too old or does not know the build on its track.
+// too old, does not know the build on its track, or ends far before.
 func (r *References) locate(p *posturev1.Platform, now time.Time) (position, error) {
 	t := r.windowsTable()
 	if err := t.usable(now); err != nil {
@@ -99,7 +105,13 @@ func (r *References) locate(p *posturev1.Platform, now time.Time) (position, err
 			fmt.Sprintf("Zu Windows-Build %d (%s) liegen keine Referenzwerte vor.", at.build, at.track),
 			fmt.Sprintf("There are no reference values for Windows build %d (%s).", at.build, at.track))
 	}
-	return find(rows, at, p.GetWindows().GetUbr()), nil
+	pos := find(rows, at, p.GetWindows().GetUbr())
+	if last := rows[len(rows)-1].ubr; pos.ubr > last && pos.ubr-last > max(last-rows[0].ubr, leastStep) {
+		return position{}, cannotTell(
+			fmt.Sprintf("Windows-Build %d.%d liegt weit jenseits der Tabelle der Windows-Updates (%s).", at.build, pos.ubr, at.track),
+			fmt.Sprintf("Windows build %d.%d is far beyond the table of Windows updates (%s).", at.build, pos.ubr, at.track))
+	}
+	return pos, nil
 }
 
 // find brackets a revision in the rows of its line, which are sorted.

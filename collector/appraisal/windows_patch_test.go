@@ -130,6 +130,8 @@ func TestExposureIsNotKnownWhen(t *testing.T) {
 		"the installation type is new":         {windows(8800, func(p *posturev1.Platform) { p.Windows.InstallationType = "Nano" }), table, noon, `"Nano"`},
 		"the installation type was not read":   {windows(8800, func(p *posturev1.Platform) { p.Windows.InstallationType = "" }), table, noon, "installation type"},
 		"hotpatches or not was not read":       {windows(8390, hotpatch(ternaryUnknown)), table, noon, "unknown whether the device takes hotpatches"},
+		"a server's revision on a client":      {windows(32995), table, noon, "26100.32995 is far beyond the table"},
+		"a revision that is none":              {windows(1<<32 - 1), table, noon, "far beyond the table"},
 		"a server takes hotpatches":            {windows(32860, server, hotpatch(ternaryYes)), table, noon, "no table for servers that take hotpatches"},
 		"it is no Windows":                     {&posturev1.Platform{OperatingSystem: posturev1.OperatingSystem_OPERATING_SYSTEM_LINUX}, table, noon, "does not run Windows"},
 		"the operating system is not reported": {&posturev1.Platform{}, table, noon, "does not run Windows"},
@@ -350,6 +352,39 @@ func TestWithTheShippedTableWindowsIsToldThatItIsTooOld(t *testing.T) {
 	}
 	if f := findingOf(t, res, "windows-behind-ring"); f.GetOutcome() != doesNotApply {
 		t.Errorf("no ring is shipped, but %v: %s", f.GetOutcome(), f.GetReason().GetEn())
+	}
+}
+
+// A doubt about where updates come from is none about what is pending, and the
+// other way round.
+func TestSourceAndSearchAreDoubtedApart(t *testing.T) {
+	doubtful, failing := goodWindows(), goodWindows()
+	doubtful.Patch.Contradictions = []*posturev1.Contradiction{{
+		Subject: "patch.windows_update.source", SourceA: "policy", SaysA: "WSUS", SourceB: "Windows Update Agent", SaysB: "Microsoft",
+	}}
+	failing.Patch.WindowsUpdate.Reading = failed("0x80240438")
+	for name, tt := range map[string]struct {
+		ev             *posturev1.Evidence
+		source, search posturev1.Outcome
+	}{
+		"the source is contradicted": {doubtful, isUnknown, passes},
+		"the search failed":          {failing, passes, isUnknown},
+		"nothing is in doubt":        {goodWindows(), passes, passes},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for require, want := range map[string]posturev1.Outcome{
+				`update_source(evidence.patch) == "wsus"`:            tt.source,
+				`int(evidence.patch.windows_update.source) > 0`:      tt.source,
+				`evidence.patch.days_pending(now) <= 14`:             tt.search,
+				`evidence.patch.searched_within(now, days(7))`:       tt.search,
+				`evidence.patch.windows_update.last_search_at < now`: tt.search,
+			} {
+				p := mustCompile(t, strings.Replace(smallPolicy, "REQUIRE", "|\n      "+require, 1))
+				if f := findingOf(t, Appraise(inputOf(t, p, tt.ev)), "r"); f.GetOutcome() != want {
+					t.Errorf("%s: %v, want %v (%s)", require, f.GetOutcome(), want, f.GetReason().GetEn())
+				}
+			}
+		})
 	}
 }
 
