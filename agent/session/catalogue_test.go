@@ -169,7 +169,7 @@ func TestKeptCatalogueIsVerifiedAgain(t *testing.T) {
 				t.Fatal("not taken")
 			}
 			if s.change != nil {
-				s.change(t, filepath.Join(filepath.Dir(state.Path()), catalogueFile))
+				s.change(t, filepath.Join(filepath.Dir(state.Path()), CatalogueFile))
 			}
 			k, use, _ := keeping(t, state)
 			if err := k.restore(roots, now.Add(s.later)); (err != nil) != s.fails || use.inUse() != "" {
