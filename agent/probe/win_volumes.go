@@ -138,14 +138,15 @@ func sameVolume(a, b string) bool {
 }
 
 // windowsClass is what a volume is used for. Partitions that only start or
-// repair Windows are told by their type. A disk on a cable counts as fixed for
-// GetDriveType; BitLocker knows it as portable.
+// repair Windows are told by their type; one for repairs that has a letter holds
+// what people put there. A disk on a cable counts as fixed for GetDriveType;
+// BitLocker knows it as portable.
 func windowsClass(d DiskVolume, listed []EncryptableVolume) posturev1.MountClass {
 	fixed := func(p EncryptableVolume) bool { return p.VolumeType == nil || *p.VolumeType != 2 }
 	switch {
 	case d.System:
 		return posturev1.MountClass_MOUNT_CLASS_ROOT
-	case startsWindows(d.PartitionType):
+	case startsWindows(d.PartitionType), repairsWindows(d.PartitionType) && d.Letters == 0:
 		return posturev1.MountClass_MOUNT_CLASS_BOOT
 	case d.DriveType == driveRemovable, len(listed) > 0 && !slices.ContainsFunc(listed, fixed):
 		return posturev1.MountClass_MOUNT_CLASS_REMOVABLE
@@ -153,12 +154,20 @@ func windowsClass(d DiskVolume, listed []EncryptableVolume) posturev1.MountClass
 	return posturev1.MountClass_MOUNT_CLASS_DATA
 }
 
-// startsWindows is true for the partition types of EFI system, Microsoft
-// reserved and recovery partitions, by GPT and by MBR.
+// startsWindows is true for the partition types of EFI system and Microsoft
+// reserved partitions, by GPT and by MBR.
 func startsWindows(partitionType string) bool {
 	switch strings.ToLower(partitionType) {
-	case "c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "e3c9e316-0b5c-4db8-817d-f92df00215ae",
-		"de94bba4-06d1-4d40-a16a-bfd50179d6ac", "mbr-ef", "mbr-27":
+	case "c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "e3c9e316-0b5c-4db8-817d-f92df00215ae", "mbr-ef":
+		return true
+	}
+	return false
+}
+
+// repairsWindows is true for the partition types of recovery partitions.
+func repairsWindows(partitionType string) bool {
+	switch strings.ToLower(partitionType) {
+	case "de94bba4-06d1-4d40-a16a-bfd50179d6ac", "mbr-27":
 		return true
 	}
 	return false

@@ -75,6 +75,8 @@ func TestVolumesOfWindowsByUse(t *testing.T) {
 		"a stick":                     {DiskVolume{DriveType: 2}, nil, posturev1.MountClass_MOUNT_CLASS_REMOVABLE},
 		"a disk on a cable":           {DiskVolume{DriveType: 3, PartitionType: basicData}, &portable, posturev1.MountClass_MOUNT_CLASS_REMOVABLE},
 		"Windows on a portable disk":  {DiskVolume{DriveType: 3, PartitionType: basicData, System: true}, &portable, posturev1.MountClass_MOUNT_CLASS_ROOT},
+		"recovery with a letter":      {DiskVolume{DriveType: 3, PartitionType: recovery, Letters: 1}, nil, posturev1.MountClass_MOUNT_CLASS_DATA},
+		"EFI system with a letter":    {DiskVolume{DriveType: 3, PartitionType: efiSystem, Letters: 1}, nil, posturev1.MountClass_MOUNT_CLASS_BOOT},
 		"Windows on a recovery type":  {DiskVolume{DriveType: 3, PartitionType: recovery, System: true}, nil, posturev1.MountClass_MOUNT_CLASS_ROOT},
 	} {
 		var listed []EncryptableVolume
