@@ -48,7 +48,7 @@ func (c *client) referencesImport() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&req.Comment, "comment", "", "why, for the history")
-	cmd.Flags().BoolVar(&req.AllowOlder, "allow-older", false, "take a file that was issued before the one in force")
+	cmd.Flags().BoolVar(&req.AllowOlder, "allow-older", false, "take reference values that were issued before those in force")
 	return cmd
 }
 

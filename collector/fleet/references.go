@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -166,34 +167,37 @@ func (s *referenceService) newer(ctx context.Context, file *imported, req *fleet
 	if string(version.GetSha256()) == string(file.version.GetSha256()) {
 		return status.Errorf(codes.AlreadyExists, "this very file is in force already, as version %d", version.GetVersion())
 	}
-	if req.GetAllowOlder() {
-		return nil
+	if file.references == nil {
+		return successor(version.GetVersion(), before, req.GetSignedFile())
 	}
-	if file.references != nil {
-		if now, in := file.version.GetIssuedAt().AsTime(), version.GetIssuedAt().AsTime(); !now.After(in) {
-			return status.Errorf(codes.FailedPrecondition, "the file was issued on %s, version %d in force on %s: an older one is taken only with --allow-older",
-				day(now), version.GetVersion(), day(in))
-		}
-		return nil
-	}
-	was, errWas := sequenceOf(before)
-	is, errIs := sequenceOf(req.GetSignedFile())
-	if err := errors.Join(errWas, errIs); err != nil {
-		return err
-	}
-	if is <= was {
-		return status.Errorf(codes.FailedPrecondition, "the catalogue has the sequence %d, version %d in force has %d: agents never go back", is, version.GetVersion(), was)
+	if now, in := file.version.GetIssuedAt().AsTime(), version.GetIssuedAt().AsTime(); !req.GetAllowOlder() && !now.After(in) {
+		return status.Errorf(codes.FailedPrecondition, "the file was issued on %s, version %d in force on %s: an older one is taken only with --allow-older",
+			day(now), version.GetVersion(), day(in))
 	}
 	return nil
 }
 
-// sequenceOf is the sequence of a file that was verified when it was imported.
-func sequenceOf(file []byte) (uint64, error) {
-	content, err := signed.ContentOf(file)
-	if err != nil {
-		return 0, err
+// successor makes sure that agents take a catalogue after the one in force,
+// whatever the operator allows: one with a higher sequence, or the same content
+// signed anew.
+func successor(version uint64, before, after []byte) error {
+	old, errOld := signed.ContentOf(before)
+	fresh, errFresh := signed.ContentOf(after)
+	if err := errors.Join(errOld, errFresh); err != nil {
+		return err
 	}
-	return catalogueSequence(content)
+	if bytes.Equal(old, fresh) {
+		return nil
+	}
+	was, errWas := catalogueSequence(old)
+	is, errIs := catalogueSequence(fresh)
+	if err := errors.Join(errWas, errIs); err != nil {
+		return err
+	}
+	if is <= was {
+		return status.Errorf(codes.FailedPrecondition, "the catalogue has the sequence %d, version %d in force has %d: agents never go back", is, version, was)
+	}
+	return nil
 }
 
 // day is a moment in short: the day alone, if that is all that was said.

@@ -195,9 +195,13 @@ func TestACatalogueGoesToTheAgents(t *testing.T) {
 	if last.GetImported().GetKind() != signed.VPNCatalogue || len(h.catalogues) != 1 || string(h.catalogues[0]) != string(second) {
 		t.Errorf("%v", last)
 	}
-	_, err = imports(t, c, &fleetv1.ImportReferencesRequest{SignedFile: sign(t, signed.VPNCatalogue, `{"format": 1, "sequence": 1}`, by)})
-	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "agents never go back") {
-		t.Errorf("%v", err)
+	for _, content := range []string{`{"format": 1, "sequence": 1}`, `{"format": 1, "sequence": 2}`} {
+		for _, allow := range []bool{false, true} { // agents ask nobody
+			_, err = imports(t, c, &fleetv1.ImportReferencesRequest{SignedFile: sign(t, signed.VPNCatalogue, content, by), AllowOlder: allow})
+			if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "agents never go back") {
+				t.Errorf("%s, allowed %v: %v", content, allow, err)
+			}
+		}
 	}
 	if len(h.verifier.references) != 0 {
 		t.Error("a catalogue became reference values")
@@ -206,6 +210,11 @@ func TestACatalogueGoesToTheAgents(t *testing.T) {
 	check(t, err)
 	if answer.GetVersion().GetVersion() != 1 || answer.GetInForce() != nil {
 		t.Errorf("%v", answer)
+	}
+	// The signer's certificate ends before the catalogue does.
+	anew := sign(t, signed.VPNCatalogue, `{"format": 1, "sequence": 2, "clients": []}`, h.signer(t, "next"))
+	if _, err := imports(t, c, &fleetv1.ImportReferencesRequest{SignedFile: anew}); err != nil || string(h.catalogues[1]) != string(anew) {
+		t.Errorf("signed anew: %v", err)
 	}
 	if _, err := c.ShowReferences(t.Context(), &fleetv1.ShowReferencesRequest{Kind: "policy"}); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("%v", err)
