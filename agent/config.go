@@ -78,7 +78,7 @@ func (s *settings) register(f *flag.FlagSet) {
 	f.StringVar(&s.flags.ServerName, "server-name", "", "`name` in the collector's certificate, if not the host above")
 	f.StringVar(&s.flags.CAFile, "ca-file", "", "PEM `file` with the collector's CA")
 	f.StringVar(&s.flags.CAFingerprint, "ca-fingerprint", "", "`SHA-256` of the collector's CA certificate")
-	f.StringVar(&s.flags.TokenFile, "token-file", "", "`file` with the one-time token")
+	f.StringVar(&s.flags.TokenFile, "token-file", "", "`file` with the one-time token, - for standard input")
 	f.StringVar(&s.flags.StateDir, "state-dir", "", "`directory` for key and certificate")
 	f.StringVar(&s.flags.StatusFile, "status-file", "", "`file` that `pfoertner-agent status` reads")
 	f.StringVar(&s.flags.LogLevel, "log-level", "", "debug, info, warn or error")

@@ -15,6 +15,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"pfoertner/agent/notice"
@@ -28,7 +29,7 @@ func main() {
 	err := run(os.Args[1:], os.Stdout, os.Stderr)
 	switch {
 	case err == nil:
-	case errors.Is(err, flag.ErrHelp), errors.Is(err, errUsage):
+	case errors.Is(err, errUsage):
 		os.Exit(2)
 	default:
 		fmt.Fprintln(os.Stderr, "pfoertner-agent:", err)
@@ -56,6 +57,16 @@ const usage = `pfoertner-agent reports the posture of this service notebook to t
 pfoertner-agent COMMAND -h explains a command's flags.
 `
 
+// purpose is what the usage says of a command.
+func purpose(command string) string {
+	for line := range strings.Lines(usage) {
+		if text, ok := strings.CutPrefix(line, "  "+command+" "); ok {
+			return strings.TrimSpace(text)
+		}
+	}
+	return ""
+}
+
 // run is the program: arguments in, text out.
 func run(args []string, out, errOut io.Writer) error {
 	if len(args) == 0 {
@@ -64,6 +75,9 @@ func run(args []string, out, errOut io.Writer) error {
 	}
 	// What the service starts of itself; people have no use for it.
 	switch args[0] {
+	case "help", "-h", "--help":
+		_, err := fmt.Fprint(out, usage)
+		return err
 	case probe.AsideCommand:
 		return readAside(args[1:], out, errOut)
 	case notice.Command:
@@ -83,7 +97,14 @@ func run(args []string, out, errOut io.Writer) error {
 	flags := flag.NewFlagSet("pfoertner-agent "+args[0], flag.ContinueOnError)
 	flags.SetOutput(errOut)
 	do := build(flags, out)
-	if err := flags.Parse(args[1:]); err != nil {
+	flags.Usage = func() {
+		fmt.Fprintf(errOut, "usage: %s [flags]\n%s\n", flags.Name(), purpose(args[0]))
+		flags.PrintDefaults()
+	}
+	switch err := flags.Parse(args[1:]); {
+	case errors.Is(err, flag.ErrHelp):
+		return nil
+	case err != nil:
 		return errors.Join(errUsage, err)
 	}
 	if flags.NArg() > 0 {

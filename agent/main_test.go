@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -251,6 +252,23 @@ func TestWrongCommandLinesAreExplained(t *testing.T) {
 		var out, errOut bytes.Buffer
 		if err := run(args, &out, &errOut); !errors.Is(err, errUsage) || errOut.Len() == 0 {
 			t.Errorf("%q: %v, explained by %q", args, err, errOut.String())
+		}
+	}
+}
+
+func TestEveryCommandSaysWhatItIsFor(t *testing.T) {
+	var out bytes.Buffer
+	if err := run([]string{"--help"}, &out, io.Discard); err != nil || out.String() != usage {
+		t.Errorf("%q, %v", out.String(), err)
+	}
+	for line := range strings.Lines(usage) {
+		command, of, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if !ok || !strings.HasPrefix(line, "  ") {
+			continue
+		}
+		var explained bytes.Buffer
+		if err := run([]string{command, "-h"}, io.Discard, &explained); err != nil || !strings.Contains(explained.String(), strings.TrimSpace(of)) {
+			t.Errorf("%s: %q, %v", command, explained.String(), err)
 		}
 	}
 }
