@@ -27,8 +27,9 @@ type position struct {
 	// then its place is interpolated between before and after. before is nil
 	// when the table begins later, after when it ends earlier.
 	at, before, after *windowsUpdateRow
-	// exposed is the oldest update with security fixes that is not installed.
-	exposed *windowsUpdateRow
+	// secured is the newest update with security fixes that is installed, exposed
+	// the oldest that is not; nil when the table has none.
+	secured, exposed *windowsUpdateRow
 }
 
 // trackOf finds the track of an installation: which one it is depends on what
@@ -119,6 +120,9 @@ func find(rows []windowsUpdateRow, at line, ubr uint32) position {
 	pos := position{line: at, ubr: ubr}
 	for i := range rows {
 		row := &rows[i]
+		if row.ubr <= ubr && row.class.secure() {
+			pos.secured = row
+		}
 		switch {
 		case row.ubr == ubr:
 			pos.at = row
@@ -138,13 +142,34 @@ func find(rows []windowsUpdateRow, at line, ubr uint32) position {
 
 // exposureDays is for how many full days an update with security fixes has been
 // out that is not installed: today − min(release date of the security updates
-// that are newer on the build and track), 0 when there is none.
+// that are newer on the build and track), 0 when there is none. It cannot tell
+// when the table leaves out months in which one came.
 func exposureDays(p *posturev1.Platform, r *References, now time.Time) (int, error) {
 	pos, err := r.locate(p, now)
+	if err == nil {
+		err = pos.gap(r.windowsTable().asOf)
+	}
 	if err != nil || pos.exposed == nil {
 		return 0, err
 	}
 	return daysSince(pos.exposed.released, now), nil
+}
+
+// gap finds that the table has nothing of the line for more than a month after
+// what is installed: a file that adds one update, or one build, speaks for all
+// lines by its as_of.
+func (pos position) gap(asOf time.Time) error {
+	next := asOf
+	if pos.exposed != nil {
+		next = pos.exposed.released
+	}
+	if pos.secured == nil || next.Sub(pos.secured.released) <= tableUsable {
+		return nil
+	}
+	from := pos.secured.released
+	return cannotTell(
+		fmt.Sprintf("Die Tabelle der Windows-Updates hat für Build %d (%s) zwischen dem %s und dem %s eine Lücke.", pos.build, pos.track, dateDE(from), dateDE(next)),
+		fmt.Sprintf("The table of Windows updates has a gap for build %d (%s) between %s and %s.", pos.build, pos.track, dateEN(from), dateEN(next)))
 }
 
 // contentAge is how many full days ago the installed update was released. Of

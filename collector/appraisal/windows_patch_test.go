@@ -1,6 +1,7 @@
 package appraisal
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,7 +14,7 @@ import (
 // windowsTableFile is a month and a half of 26100 as it really was: client,
 // server and hotpatches count apart.
 const windowsTableFile = `issued: 2026-11-20
-as_of: 2026-11-13
+as_of: 2026-07-10
 sources: {s: {text: invented for tests but for the numbers of May and June, read: 2026-11-20}}
 windows_builds:
   - {build: 26100, track: client, ubr: 8246, release_date: 2026-04-14, kb: KB5083769, class: security, source: s}
@@ -24,6 +25,7 @@ windows_builds:
   - {build: 26100, track: client, ubr: 8800, release_date: 2026-06-30, class: preview, source: s}
   - {build: 26100, track: hotpatch, ubr: 8246, release_date: 2026-04-14, class: security, source: s}
   - {build: 26100, track: hotpatch, ubr: 8390, release_date: 2026-05-12, kb: KB5089466, class: security, source: s}
+  - {build: 26100, track: hotpatch, ubr: 8600, release_date: 2026-06-09, class: security, source: s}
   - {build: 26100, track: server, ubr: 32860, release_date: 2026-05-12, class: security, source: s}
   - {build: 26100, track: server, ubr: 32995, release_date: 2026-06-09, class: security, source: s}
 windows_lifecycle:
@@ -86,9 +88,9 @@ func TestExposureIsCountedFromTheOldestMissingSecurityUpdate(t *testing.T) {
 		"server on its own track":                 {windows(32860, server), since(6, 9), since(5, 12), "26100.32860 server, vom 12.05.2026"},
 		"server is not taken for a newer client":  {windows(32995, server), 0, since(6, 9), "26100.32995 server"},
 		"a client's revision on a server is old":  {windows(8800, server), since(5, 12), -1, "server, nicht in der Tabelle: vor .32860"},
-		"hotpatch of May is all there is":         {windows(8390, hotpatch(ternaryYes)), 0, since(5, 12), "26100.8390 hotpatch, vom 12.05.2026, KB5089466"},
+		"hotpatch of May":                         {windows(8390, hotpatch(ternaryYes)), since(6, 9), since(5, 12), "26100.8390 hotpatch, vom 12.05.2026, KB5089466"},
 		"the same revision without hotpatches":    {windows(8390), since(5, 12), since(4, 30), "zwischen .8328"},
-		"hotpatched, with the full update of May": {windows(8457, hotpatch(ternaryYes)), 0, since(5, 12), "nach .8390"},
+		"hotpatched, with the full update of May": {windows(8457, hotpatch(ternaryYes)), since(6, 9), since(5, 12), "zwischen .8390"},
 		"LTSC takes the client's updates":         {windows(8457, edit("EnterpriseS")), since(6, 9), since(5, 12), "26100.8457, vom"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -113,28 +115,29 @@ func TestExposureIsCountedFromTheOldestMissingSecurityUpdate(t *testing.T) {
 
 func TestExposureIsNotKnownWhen(t *testing.T) {
 	table := mustParse(t, windowsTableFile)
-	usable := time.Date(2026, 12, 18, 0, 0, 0, 0, time.UTC) // 35 days after as_of
+	july := time.Date(2026, 7, 11, 12, 0, 0, 0, time.UTC)
+	usable := time.Date(2026, 8, 14, 0, 0, 0, 0, time.UTC) // 35 days after as_of
 	for name, tt := range map[string]struct {
 		platform *posturev1.Platform
 		table    *References
 		now      time.Time
 		want     string
 	}{
-		"the table is too old":                 {windows(8800), table, usable.Add(time.Second), "ends on 13 November 2026 and is too old"},
-		"there is no table":                    {windows(8800), mustParse(t, "issued: 2026-11-20\n"), noon, "There is no table"},
-		"there are no reference values":        {windows(8800), nil, noon, "There is no table"},
-		"the build is not in the table":        {windows(1, func(p *posturev1.Platform) { p.Windows.Build = 27000 }), table, noon, "no reference values for Windows build 27000 (client)"},
-		"the build was not read":               {windows(1, func(p *posturev1.Platform) { p.Windows.Build = 0 }), table, noon, "build of Windows is unknown"},
-		"the revision was not read":            {windows(0), table, noon, "build of Windows is unknown"},
-		"nothing of Windows was reported":      {windows(1, func(p *posturev1.Platform) { p.Windows = nil }), table, noon, "build of Windows is unknown"},
-		"the installation type is new":         {windows(8800, func(p *posturev1.Platform) { p.Windows.InstallationType = "Nano" }), table, noon, `"Nano"`},
-		"the installation type was not read":   {windows(8800, func(p *posturev1.Platform) { p.Windows.InstallationType = "" }), table, noon, "installation type"},
-		"hotpatches or not was not read":       {windows(8390, hotpatch(ternaryUnknown)), table, noon, "unknown whether the device takes hotpatches"},
-		"a server's revision on a client":      {windows(32995), table, noon, "26100.32995 is far beyond the table"},
-		"a revision that is none":              {windows(1<<32 - 1), table, noon, "far beyond the table"},
-		"a server takes hotpatches":            {windows(32860, server, hotpatch(ternaryYes)), table, noon, "no table for servers that take hotpatches"},
-		"it is no Windows":                     {&posturev1.Platform{OperatingSystem: posturev1.OperatingSystem_OPERATING_SYSTEM_LINUX}, table, noon, "does not run Windows"},
-		"the operating system is not reported": {&posturev1.Platform{}, table, noon, "does not run Windows"},
+		"the table is too old":                 {windows(8800), table, usable.Add(time.Second), "ends on 10 July 2026 and is too old"},
+		"there is no table":                    {windows(8800), mustParse(t, "issued: 2026-11-20\n"), july, "There is no table"},
+		"there are no reference values":        {windows(8800), nil, july, "There is no table"},
+		"the build is not in the table":        {windows(1, func(p *posturev1.Platform) { p.Windows.Build = 27000 }), table, july, "no reference values for Windows build 27000 (client)"},
+		"the build was not read":               {windows(1, func(p *posturev1.Platform) { p.Windows.Build = 0 }), table, july, "build of Windows is unknown"},
+		"the revision was not read":            {windows(0), table, july, "build of Windows is unknown"},
+		"nothing of Windows was reported":      {windows(1, func(p *posturev1.Platform) { p.Windows = nil }), table, july, "build of Windows is unknown"},
+		"the installation type is new":         {windows(8800, func(p *posturev1.Platform) { p.Windows.InstallationType = "Nano" }), table, july, `"Nano"`},
+		"the installation type was not read":   {windows(8800, func(p *posturev1.Platform) { p.Windows.InstallationType = "" }), table, july, "installation type"},
+		"hotpatches or not was not read":       {windows(8390, hotpatch(ternaryUnknown)), table, july, "unknown whether the device takes hotpatches"},
+		"a server's revision on a client":      {windows(32995), table, july, "26100.32995 is far beyond the table"},
+		"a revision that is none":              {windows(1<<32 - 1), table, july, "far beyond the table"},
+		"a server takes hotpatches":            {windows(32860, server, hotpatch(ternaryYes)), table, july, "no table for servers that take hotpatches"},
+		"it is no Windows":                     {&posturev1.Platform{OperatingSystem: posturev1.OperatingSystem_OPERATING_SYSTEM_LINUX}, table, july, "does not run Windows"},
+		"the operating system is not reported": {&posturev1.Platform{}, table, july, "does not run Windows"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for what, ask := range map[string]func() (int, error){
@@ -151,8 +154,38 @@ func TestExposureIsNotKnownWhen(t *testing.T) {
 		t.Errorf("on the last day: %v", err)
 	}
 	noHotpatches := mustParse(t, strings.ReplaceAll(windowsTableFile, "26100, track: hotpatch", "26200, track: hotpatch"))
-	if _, err := exposureDays(windows(8800, hotpatch(ternaryUnknown)), noHotpatches, noon); err != nil {
+	if _, err := exposureDays(windows(8800, hotpatch(ternaryUnknown)), noHotpatches, july); err != nil {
 		t.Errorf("where no hotpatches exist, it makes no difference: %v", err)
+	}
+}
+
+func TestAGapInTheTableIsNoGoodNews(t *testing.T) {
+	july := time.Date(2026, 7, 11, 12, 0, 0, 0, time.UTC)
+	without := func(rows ...string) *References {
+		var kept []string
+		for line := range strings.Lines(windowsTableFile) {
+			if !slices.ContainsFunc(rows, func(row string) bool { return strings.Contains(line, row) }) {
+				kept = append(kept, line)
+			}
+		}
+		return mustParse(t, strings.Join(kept, ""))
+	}
+	for name, tt := range map[string]struct {
+		ubr   uint32
+		table *References
+		want  string
+	}{
+		"a file that adds to another line only":     {8457, without("8655", "8737"), "26100 (client) between 12 May 2026 and 10 July 2026"},
+		"a month left out":                          {8246, without("8457"), "between 14 April 2026 and 9 June 2026"},
+		"a month left out that is installed anyway": {8655, without("8457"), ""},
+		"nothing left out":                          {8246, without(), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n, err := exposureDays(windows(tt.ubr), tt.table, july)
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%d, %v; want %q", n, err, tt.want)
+			}
+		})
 	}
 }
 
@@ -259,7 +292,9 @@ func goodWindows() *posturev1.Evidence {
 
 func windowsInput(t testing.TB, ev *posturev1.Evidence) Input {
 	in := inputOf(t, shipped(t), ev)
-	in.References = mustParse(t, windowsTableFile).Over(references(t))
+	// The same months before noon, so that the table is fresh.
+	autumn := strings.NewReplacer("2026-04-", "2026-08-", "2026-05-", "2026-09-", "2026-06-", "2026-10-", "2026-07-", "2026-11-")
+	in.References = mustParse(t, autumn.Replace(windowsTableFile)).Over(references(t))
 	return in
 }
 
@@ -273,7 +308,7 @@ func TestAWindowsNotebookAndTheShippedPolicy(t *testing.T) {
 		reason  string
 	}{
 		{"good", "windows-behind-vendor", func(*posturev1.Evidence) {}, passes, admit, ""},
-		{"months behind the vendor", "windows-behind-vendor", func(ev *posturev1.Evidence) { ev.Platform = windows(8500) }, fails, quarantine, "26100.8500, not in the table: between .8457 of 12 May 2026 and .8524 of 26 May 2026)"},
+		{"months behind the vendor", "windows-behind-vendor", func(ev *posturev1.Evidence) { ev.Platform = windows(8500) }, fails, quarantine, "26100.8500, not in the table: between .8457 of 12 September 2026"},
 		{"a build nobody knows", "windows-behind-vendor", func(ev *posturev1.Evidence) { ev.Platform.Windows.Build = 27000 }, isUnknown, deny, "no reference values for Windows build 27000"},
 		{"behind the ring only", "windows-behind-ring", func(ev *posturev1.Evidence) { ev.Platform = windows(8246) }, fails, quarantine, "approved level for"},
 		{"apt's sources are no matter of Windows", "security-feed-configured", func(*posturev1.Evidence) {}, doesNotApply, admit, ""},
