@@ -21,9 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"pfoertner/agent/testcollector"
-	"pfoertner/internal/attest"
 	"pfoertner/internal/posture"
-	agentv1 "pfoertner/proto/pfoertner/agent/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
@@ -61,28 +59,7 @@ func (p place) run(command string, flags ...string) (string, error) {
 // issuing is a collector that takes the token "t-1".
 func issuing(t *testing.T) *testcollector.Collector {
 	c := testcollector.New(t)
-	c.OnEnrol = func(s agentv1.EnrolmentService_EnrolServer) error {
-		m, err := s.Recv()
-		if err != nil {
-			return err
-		}
-		if m.GetHello().GetToken() != "t-1" {
-			return status.Error(codes.PermissionDenied, "enrolment refused")
-		}
-		key, err := attest.ParseRequest(m.GetHello().GetCsr())
-		if err != nil {
-			return err
-		}
-		challenge := &agentv1.Challenge{Nonce: make([]byte, attest.NonceBytes)}
-		if err := s.Send(&agentv1.EnrolResponse{Message: &agentv1.EnrolResponse_Challenge{Challenge: challenge}}); err != nil {
-			return err
-		}
-		if _, err := s.Recv(); err != nil {
-			return err
-		}
-		issued := c.Issued(key, "0f9a2c1e-7c55-4e1c-9a54-3f2f0a0c7d21")
-		return s.Send(&agentv1.EnrolResponse{Message: &agentv1.EnrolResponse_Issued{Issued: issued}})
-	}
+	c.OnEnrol = c.Granting("t-1", "0f9a2c1e-7c55-4e1c-9a54-3f2f0a0c7d21")
 	c.Listen()
 	return c
 }

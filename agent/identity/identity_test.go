@@ -18,7 +18,6 @@ import (
 	"pfoertner/agent/testcollector"
 	"pfoertner/agent/uplink"
 	"pfoertner/internal/attest"
-	"pfoertner/internal/mtls"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
 )
 
@@ -40,55 +39,10 @@ func enrolment(c *testcollector.Collector) identity.Enrolment {
 	}
 }
 
-// verified is an enrolment as the protocol has it, up to the valid proof.
-func verified(s agentv1.EnrolmentService_EnrolServer) (*agentv1.Hello, error) {
-	m, err := s.Recv()
-	if err != nil {
-		return nil, err
-	}
-	hello := m.GetHello()
-	key, err := attest.ParseRequest(hello.GetCsr())
-	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
-	}
-	nonce := make([]byte, attest.NonceBytes)
-	if err := s.Send(&agentv1.EnrolResponse{Message: &agentv1.EnrolResponse_Challenge{Challenge: &agentv1.Challenge{Nonce: nonce}}}); err != nil {
-		return nil, err
-	}
-	if m, err = s.Recv(); err != nil {
-		return nil, err
-	}
-	exporter, err := mtls.Exporter(s.Context())
-	if err != nil {
-		return nil, err
-	}
-	transcript, err := attest.Transcript(hello)
-	if err != nil {
-		return nil, err
-	}
-	if err := attest.Verify(key, attest.EnrolDigest(nonce, exporter, transcript), m.GetProof().GetSignature()); err != nil {
-		return nil, status.Error(codes.PermissionDenied, err.Error())
-	}
-	return hello, nil
-}
-
 // issuing is a collector that takes "token-1".
 func issuing(t *testing.T) *testcollector.Collector {
 	c := testcollector.New(t)
-	c.OnEnrol = func(s agentv1.EnrolmentService_EnrolServer) error {
-		hello, err := verified(s)
-		if err != nil {
-			return err
-		}
-		if hello.GetToken() != "token-1" {
-			return status.Error(codes.PermissionDenied, "enrolment refused")
-		}
-		key, err := attest.ParseRequest(hello.GetCsr())
-		if err != nil {
-			return err
-		}
-		return s.Send(&agentv1.EnrolResponse{Message: &agentv1.EnrolResponse_Issued{Issued: c.Issued(key, deviceID)}})
-	}
+	c.OnEnrol = c.Granting("token-1", deviceID)
 	c.Listen()
 	return c
 }
@@ -150,7 +104,7 @@ func fingerprint(t *testing.T, id *identity.Identity) string {
 func TestPendingShowsTheKeyOfThisNotebook(t *testing.T) {
 	c, s := testcollector.New(t), open(t)
 	c.OnEnrol = func(stream agentv1.EnrolmentService_EnrolServer) error {
-		if _, err := verified(stream); err != nil {
+		if _, _, err := testcollector.Proven(stream); err != nil {
 			return err
 		}
 		return stream.Send(&agentv1.EnrolResponse{Message: &agentv1.EnrolResponse_Pending{Pending: &agentv1.Pending{Fingerprint: "AAAA"}}})
@@ -184,7 +138,7 @@ func TestCertificatesThatDoNotFitAreNotStored(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c, s := testcollector.New(t), open(t)
 			c.OnEnrol = func(stream agentv1.EnrolmentService_EnrolServer) error {
-				hello, err := verified(stream)
+				hello, _, err := testcollector.Proven(stream)
 				if err != nil {
 					return err
 				}

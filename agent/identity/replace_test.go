@@ -28,11 +28,7 @@ type undecided struct {
 func undecidedCollector(t *testing.T) *undecided {
 	u := &undecided{Collector: testcollector.New(t)}
 	u.OnEnrol = func(s agentv1.EnrolmentService_EnrolServer) error {
-		hello, err := verified(s)
-		if err != nil {
-			return err
-		}
-		key, err := attest.ParseRequest(hello.GetCsr())
+		_, key, err := testcollector.Proven(s)
 		if err != nil {
 			return err
 		}

@@ -8,14 +8,10 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	grpcstatus "google.golang.org/grpc/status"
-
 	"pfoertner/agent/identity"
 	"pfoertner/agent/status"
 	"pfoertner/agent/testcollector"
 	"pfoertner/agent/uplink"
-	"pfoertner/internal/attest"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
 )
 
@@ -28,31 +24,16 @@ type office struct {
 
 func newOffice(t *testing.T) *office {
 	o := &office{Collector: testcollector.New(t)}
+	grant := o.Granting("new", "0f9a2c1e-7c55-4e1c-9a54-3f2f0a0c7d21")
 	o.OnEnrol = func(s agentv1.EnrolmentService_EnrolServer) error {
 		o.asked.Add(1)
-		m, err := s.Recv()
-		if err != nil {
-			return err
-		}
-		if m.GetHello().GetToken() != "new" {
-			return grpcstatus.Error(codes.PermissionDenied, "enrolment refused")
-		}
-		key, err := attest.ParseRequest(m.GetHello().GetCsr())
-		if err != nil {
-			return err
-		}
-		if o.pending.Load() {
-			return s.Send(&agentv1.EnrolResponse{Message: &agentv1.EnrolResponse_Pending{Pending: &agentv1.Pending{}}})
-		}
-		challenge := &agentv1.Challenge{Nonce: make([]byte, attest.NonceBytes)}
-		if err := s.Send(&agentv1.EnrolResponse{Message: &agentv1.EnrolResponse_Challenge{Challenge: challenge}}); err != nil {
-			return err
+		if !o.pending.Load() {
+			return grant(s)
 		}
 		if _, err := s.Recv(); err != nil {
 			return err
 		}
-		issued := o.Issued(key, "0f9a2c1e-7c55-4e1c-9a54-3f2f0a0c7d21")
-		return s.Send(&agentv1.EnrolResponse{Message: &agentv1.EnrolResponse_Issued{Issued: issued}})
+		return s.Send(&agentv1.EnrolResponse{Message: &agentv1.EnrolResponse_Pending{Pending: &agentv1.Pending{}}})
 	}
 	return o
 }
