@@ -1,31 +1,32 @@
 // Package authority is the collector's certificate authority: an offline root,
-// and under it one issuing CA for each kind of peer.
+// and under it issuing CAs, one for each kind of peer, which can be replaced
+// without that a peer notices.
 //
-// Rules. A listener trusts one issuing CA only, never the root: a device's
-// certificate is worthless to an operator. Issuing CAs cannot make further
-// CAs. The root's key is needed only to make issuing CAs: take root-ca.key off
-// the machine after Create. Device certificates live 72 hours; what revokes a
-// device earlier is its state in the registry, not a list.
+// Rules. A listener trusts the issuing CAs of one kind only, never the root: a
+// device's certificate is worthless to an operator. Issuing CAs cannot make
+// further CAs. The root's key is needed only to make issuing CAs: it belongs on
+// another machine (root.go). Of each kind one CA issues; its successor is
+// accepted and handed out before, its predecessor as long as anything under it
+// lives (rotation.go). Which is which stands in one file (generations.go), and
+// everything that is changed is recorded before it is. Device certificates live
+// 72 hours; what revokes a device earlier is its state in the registry, not a
+// list.
 package authority
 
 import (
+	"bytes"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
-	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
-	"pfoertner/internal/attest"
+	"pfoertner/collector/audit"
 	"pfoertner/internal/mtls"
 )
 
@@ -37,161 +38,180 @@ const (
 	DeviceRenewAfter = 24 * time.Hour
 	// PeerLifetime is that of gates, operators, collectors and signers.
 	PeerLifetime = 365 * 24 * time.Hour
+	// ServerOverlap is how long the next server CA is handed out before it
+	// issues: as long as a notebook may have been away and come back by itself.
+	ServerOverlap = 90 * 24 * time.Hour
 
 	rootLifetime    = 20 * 365 * 24 * time.Hour
 	issuingLifetime = 10 * 365 * 24 * time.Hour
 	// clockSkew is how far a peer's clock may be behind ours.
 	clockSkew = 5 * time.Minute
+
+	// followEvery is how soon a running collector sees a change.
+	followEvery = 5 * time.Second
+	// ownOverlap is for CAs whose certificates only collectors verify.
+	ownOverlap = time.Minute
+	// settleAfter is when every collector surely works with a change.
+	settleAfter = 3 * followEvery
 )
 
-// ReferenceSignerFile is the name, without its ending, of certificate and key
-// in a bundle of WriteReferenceSigner.
-const ReferenceSignerFile = "reference-signer"
+// FollowEvery is how often a running collector has to call Follow.
+const FollowEvery = followEvery
 
-// Options is what Create has to know.
-type Options struct {
-	// Organisation is shown in the names of the CAs; empty: "Pförtner".
-	Organisation string
-	// Collector is the name of this collector; empty: "collector".
-	Collector string
-	// DNSNames and Addresses are what agents, gates and operators dial: at
-	// least one of them.
-	DNSNames  []string
-	Addresses []net.IP
-	// Now is the clock; nil: time.Now.
-	Now func() time.Time
-}
+// Recorder writes records to the audit log. What it is told has not happened
+// yet, and does not if it returns an error.
+type Recorder func(...audit.Record) error
 
 // Authority issues certificates. Its methods may be called concurrently.
 type Authority struct {
-	dir string
-	now func() time.Time
+	dir    string
+	now    func() time.Time
+	record Recorder
 
-	device, gate, operator, server issuer
+	mu sync.RWMutex // guards what Follow and Renew replace
+	held
+}
 
-	mu        sync.RWMutex // guards what Renew replaces
+// held is what was read from the directory.
+type held struct {
+	register []byte
+	settled  time.Time
+	// issuers holds the current CA of each kind, by file. A kind without one
+	// issues nothing.
+	issuers map[string]issuer
+	// accepted holds the CAs of each kind, by file, the current one first.
+	accepted  map[string][]acceptance
 	collector *tls.Certificate
 	signer    *tls.Certificate
 }
 
-// Create makes root, issuing CAs and the collector's own certificates in dir,
-// all or nothing. It returns an error wrapping fs.ErrExist when dir is there
-// and not empty: nothing is ever overwritten.
-func Create(dir string, o Options) (*Authority, error) {
-	if len(o.DNSNames)+len(o.Addresses) == 0 {
-		return nil, errors.New("creating authority: no name or address of the collector")
-	}
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	if o.Organisation == "" {
-		o.Organisation = "Pförtner"
-	}
-	if o.Collector == "" {
-		o.Collector = "collector"
-	}
-	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("creating authority: %s is in use: %w", dir, fs.ErrExist)
-	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
-		return nil, fmt.Errorf("creating authority: %w", err)
-	}
-	draft, err := os.MkdirTemp(filepath.Dir(dir), ".pki-*")
-	if err != nil {
-		return nil, fmt.Errorf("creating authority: %w", err)
-	}
-	defer os.RemoveAll(draft)
-	if err := fill(draft, o); err != nil {
-		return nil, fmt.Errorf("creating authority: %w", err)
-	}
-	if err := os.Rename(draft, dir); err != nil {
-		return nil, fmt.Errorf("creating authority: %w", err)
-	}
-	if err := syncDir(filepath.Dir(dir)); err != nil {
-		return nil, fmt.Errorf("creating authority: %w", err)
-	}
-	return Load(dir, o.Now)
+// acceptance is a CA whose certificates are accepted.
+type acceptance struct {
+	cert *x509.Certificate
+	generation
 }
 
-// fill writes everything that belongs into a new authority's directory.
-func fill(dir string, o Options) error {
-	now := o.Now()
-	root, err := newRoot(o.Organisation, now)
-	if err != nil {
-		return err
-	}
-	if err := writePair(dir, "root-ca", [][]byte{root.cert.Raw}, root.key); err != nil {
-		return err
-	}
-	var server issuer
-	for _, kind := range issuingKinds {
-		ca, err := root.newIssuing(o.Organisation, kind, now)
-		if err != nil {
-			return err
-		}
-		if err := writePair(dir, kind.file, [][]byte{ca.cert.Raw}, ca.key); err != nil {
-			return err
-		}
-		if kind == kindServer {
-			server = ca
-		}
-	}
-	key, err := attest.NewKey()
-	if err != nil {
-		return err
-	}
-	cert, err := server.issue(request{
-		role: mtls.RoleCollector, name: o.Collector, key: &key.PublicKey,
-		dns: o.DNSNames, addresses: o.Addresses, lifetime: PeerLifetime,
-	}, now)
-	if err != nil {
-		return err
-	}
-	if err := writePair(dir, "collector", cert.Chain, key); err != nil {
-		return err
-	}
-	public, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return err
-	}
-	cert, err = server.issue(request{role: mtls.RoleLeaseSigner, name: o.Collector, key: public, lifetime: PeerLifetime}, now)
-	if err != nil {
-		return err
-	}
-	return writePair(dir, "lease-signer", cert.Chain, private)
-}
-
-// Load reads an authority that Create made. The root's key may be absent. A
-// nil clock is time.Now.
+// Load reads an authority. The root's key may be absent. A nil clock is
+// time.Now. It returns an error that wraps fs.ErrNotExist when there is none.
 func Load(dir string, now func() time.Time) (*Authority, error) {
 	if now == nil {
 		now = time.Now
 	}
-	a := &Authority{dir: dir, now: now}
-	roots, err := mtls.ReadCertificates(filepath.Join(dir, "root-ca.crt"))
+	h, err := read(dir)
 	if err != nil {
 		return nil, fmt.Errorf("loading authority: %w", err)
 	}
-	for _, ca := range []struct {
-		kind issuingKind
-		into *issuer
-	}{
-		{kindDevice, &a.device}, {kindGate, &a.gate}, {kindOperator, &a.operator}, {kindServer, &a.server},
-	} {
-		if *ca.into, err = loadIssuer(dir, ca.kind, roots[0]); err != nil {
-			return nil, fmt.Errorf("loading authority: %w", err)
+	return &Authority{dir: dir, now: now, held: h, record: func(...audit.Record) error { return nil }}, nil
+}
+
+// RecordTo has everything that is issued from now on recorded, but for device
+// certificates: those who ask for them record more. Call it before anything
+// else.
+func (a *Authority) RecordTo(r Recorder) { a.record = r }
+
+func read(dir string) (h held, err error) {
+	// Of a register that changes meanwhile the older text is kept: the next
+	// Follow reads again.
+	if h.register, err = registerText(dir); err != nil {
+		return held{}, err
+	}
+	r, err := readRegister(dir)
+	if err != nil {
+		return held{}, err
+	}
+	roots, err := mtls.ReadCertificates(filepath.Join(dir, rootFile+".crt"))
+	if err != nil {
+		return held{}, err
+	}
+	h.settled, h.issuers, h.accepted = r.TrustSettled, map[string]issuer{}, map[string][]acceptance{}
+	for _, s := range []State{Current, Next, Retiring} {
+		for _, g := range r.Generations {
+			if g.State != s {
+				continue
+			}
+			if err := h.take(dir, g, roots); err != nil {
+				return held{}, err
+			}
 		}
 	}
-	if a.collector, err = readPair(dir, "collector"); err != nil {
-		return nil, fmt.Errorf("loading authority: %w", err)
+	if h.collector, err = readPair(dir, collectorFile); err != nil {
+		return held{}, err
 	}
-	if a.signer, err = readPair(dir, "lease-signer"); err != nil {
-		return nil, fmt.Errorf("loading authority: %w", err)
+	if h.signer, err = readPair(dir, leaseSignerFile); err != nil {
+		return held{}, err
 	}
-	if _, ok := a.signer.PrivateKey.(ed25519.PrivateKey); !ok {
-		return nil, errors.New("loading authority: lease-signer.key is not an Ed25519 key")
+	if _, ok := h.signer.PrivateKey.(ed25519.PrivateKey); !ok {
+		return held{}, errors.New("lease-signer.key is not an Ed25519 key")
 	}
-	return a, nil
+	return h, nil
+}
+
+// take reads one accepted CA, and its key if it issues.
+func (h *held) take(dir string, g generation, roots []*x509.Certificate) error {
+	kind, err := kindNamed(g.Kind)
+	if err != nil {
+		return err
+	}
+	cert, err := readCA(dir, g.Name, kind, roots)
+	if err != nil {
+		return err
+	}
+	h.accepted[kind.file] = append(h.accepted[kind.file], acceptance{cert, g})
+	if g.State != Current {
+		return nil
+	}
+	key, err := openKey(filepath.Join(dir, g.Name+".key"))
+	if err != nil {
+		return err
+	}
+	if !samePublic(cert.PublicKey, key.Public()) {
+		return fmt.Errorf("%s.key does not belong to %s.crt", g.Name, g.Name)
+	}
+	h.issuers[kind.file] = issuer{cert, key}
+	return nil
+}
+
+// Follow reads the directory again if its register has changed, and returns the
+// kinds of which a CA was revoked: connections under it have to end. Without a
+// change it is cheap. After an error the authority is what it was before.
+func (a *Authority) Follow() (revoked []string, err error) {
+	text, err := registerText(a.dir)
+	if err != nil {
+		return nil, fmt.Errorf("following authority: %w", err)
+	}
+	a.mu.RLock()
+	same := bytes.Equal(text, a.register)
+	a.mu.RUnlock()
+	if same {
+		return nil, nil
+	}
+	fresh, err := read(a.dir)
+	if err != nil {
+		return nil, fmt.Errorf("following authority: %w", err)
+	}
+	r, err := readRegister(a.dir)
+	if err != nil {
+		return nil, fmt.Errorf("following authority: %w", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, k := range issuingKinds {
+		for _, was := range a.accepted[k.file] {
+			if r.stateOf(was.Name) == Revoked {
+				revoked = append(revoked, k.name())
+			}
+		}
+	}
+	a.held = fresh
+	return revoked, nil
+}
+
+func registerText(dir string) ([]byte, error) {
+	text, err := os.ReadFile(filepath.Join(dir, registerFile))
+	if os.IsNotExist(err) {
+		return nil, nil
+	}
+	return text, err
 }
 
 // Certificate is an issued certificate.
@@ -207,37 +227,93 @@ type Certificate struct {
 // IssueDevice issues a device certificate for an ECDSA P-256 key. The device
 // id is a UUID in canonical form.
 func (a *Authority) IssueDevice(deviceID string, key crypto.PublicKey) (*Certificate, error) {
-	return a.device.issue(request{
+	return a.issuer(kindDevice).issue(request{
 		role: mtls.RoleDevice, name: deviceID, key: key, lifetime: DeviceLifetime, renewAfter: DeviceRenewAfter,
 	}, a.now())
 }
 
 // IssueGate issues a gateway's certificate.
 func (a *Authority) IssueGate(name string, key crypto.PublicKey) (*Certificate, error) {
-	return a.gate.issue(request{role: mtls.RoleGate, name: name, key: key, lifetime: PeerLifetime}, a.now())
+	return a.issue(kindGate, request{role: mtls.RoleGate, name: name, key: key, lifetime: PeerLifetime})
 }
 
 // IssueOperator issues an operator's certificate.
 func (a *Authority) IssueOperator(name string, key crypto.PublicKey) (*Certificate, error) {
-	return a.operator.issue(request{role: mtls.RoleOperator, name: name, key: key, lifetime: PeerLifetime}, a.now())
+	return a.issue(kindOperator, request{role: mtls.RoleOperator, name: name, key: key, lifetime: PeerLifetime})
+}
+
+// issue issues a certificate that is recorded before anybody has it.
+func (a *Authority) issue(kind issuingKind, r request) (*Certificate, error) {
+	by := a.issuer(kind)
+	cert, err := by.issue(r, a.now())
+	if err != nil {
+		return nil, err
+	}
+	return cert, a.record(audit.Record{At: a.now(), Kind: "certificate.issued", Actor: actor, Details: map[string]string{
+		"role": string(r.role), "name": r.name, "serial": cert.Serial, "issuer_sha256": fingerprint(by.cert),
+		"ends": cert.NotAfter.Format(time.RFC3339),
+	}})
+}
+
+func (a *Authority) issuer(kind issuingKind) issuer {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.issuers[kind.file]
 }
 
 // Devices, Gates, Operators and Servers are the pools that listeners and
-// clients verify against. Each holds the issuing CA of its role and nothing
-// else.
-func (a *Authority) Devices() *x509.CertPool { return a.device.pool() }
+// clients verify against, as of now: ask at every handshake. Each holds the
+// issuing CAs of its role that are current, next or retiring, and nothing else.
+func (a *Authority) Devices() *x509.CertPool { return a.pool(kindDevice) }
 
 // Gates: see Devices.
-func (a *Authority) Gates() *x509.CertPool { return a.gate.pool() }
+func (a *Authority) Gates() *x509.CertPool { return a.pool(kindGate) }
 
 // Operators: see Devices.
-func (a *Authority) Operators() *x509.CertPool { return a.operator.pool() }
+func (a *Authority) Operators() *x509.CertPool { return a.pool(kindOperator) }
 
 // Servers: see Devices.
-func (a *Authority) Servers() *x509.CertPool { return a.server.pool() }
+func (a *Authority) Servers() *x509.CertPool { return a.pool(kindServer) }
 
-// TrustBundle is the server CAs that agents trust, DER: what Issued carries.
-func (a *Authority) TrustBundle() [][]byte { return [][]byte{a.server.cert.Raw} }
+func (a *Authority) pool(kind issuingKind) *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, cert := range a.acceptedOf(kind) {
+		pool.AddCert(cert)
+	}
+	return pool
+}
+
+func (a *Authority) acceptedOf(kind issuingKind) (certs []*x509.Certificate) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for _, x := range a.accepted[kind.file] {
+		if !x.gone(a.now()) {
+			certs = append(certs, x.cert)
+		}
+	}
+	return certs
+}
+
+// TrustBundle is the server CAs that agents trust, DER, the current one first:
+// what Issued carries.
+func (a *Authority) TrustBundle() (bundle [][]byte) {
+	for _, cert := range a.acceptedOf(kindServer) {
+		bundle = append(bundle, cert.Raw)
+	}
+	return bundle
+}
+
+// RenewAfter is when the holder of a device certificate should ask for the
+// next one: a third into its life, but as soon as the servers' CAs have changed
+// since it was issued, because the new ones come with the next certificate.
+func (a *Authority) RenewAfter(device *x509.Certificate) time.Time {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	if device.NotBefore.Add(clockSkew).Before(a.settled) {
+		return a.settled
+	}
+	return device.NotBefore.Add(device.NotAfter.Sub(device.NotBefore) / 3)
+}
 
 // ServerCertificate returns the collector's own certificate; it fits
 // mtls.ServerOptions.Certificate.
@@ -252,100 +328,57 @@ func (a *Authority) ServerCertificate() (*tls.Certificate, error) {
 func (a *Authority) LeaseSigner() (ed25519.PrivateKey, [][]byte) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	return a.signer.PrivateKey.(ed25519.PrivateKey), a.signer.Certificate // Load has checked the type
+	return a.signer.PrivateKey.(ed25519.PrivateKey), a.signer.Certificate // read has checked the type
 }
 
 // Renew issues the collector's and the lease signer's certificates anew, for
-// the same keys and names, when less than a third of their life is left. Call
-// it at start and at least daily.
+// the same keys and names, when less than a third of their life is left or
+// another CA has become current. Call it at start, after Follow and at least
+// daily.
 func (a *Authority) Renew() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for file, pair := range map[string]**tls.Certificate{"collector": &a.collector, "lease-signer": &a.signer} {
-		old := (*pair).Leaf
-		now := a.now()
-		if left := old.NotAfter.Sub(now); left >= old.NotAfter.Sub(old.NotBefore)/3 {
-			continue
-		}
-		role, name, err := mtls.Identity(old)
-		if err != nil {
-			return fmt.Errorf("renewing %s.crt: %w", file, err)
-		}
-		cert, err := a.server.issue(request{
-			role: role, name: name, key: old.PublicKey,
-			dns: old.DNSNames, addresses: old.IPAddresses, lifetime: PeerLifetime,
-		}, now)
-		if err != nil {
-			return fmt.Errorf("renewing %s.crt: %w", file, err)
-		}
-		if err := writeCertificates(filepath.Join(a.dir, file+".crt"), cert.Chain); err != nil {
-			return fmt.Errorf("renewing %s.crt: %w", file, err)
-		}
-		if *pair, err = readPair(a.dir, file); err != nil {
+	for _, file := range []string{collectorFile, leaseSignerFile} {
+		if err := a.renew(file); err != nil {
 			return fmt.Errorf("renewing %s.crt: %w", file, err)
 		}
 	}
 	return nil
 }
 
-// WriteOperator makes a key and certificate for an operator and writes
-// operator.crt, operator.key and server-ca.crt into dir.
-func (a *Authority) WriteOperator(dir, name string) error {
-	return a.writeBundle(dir, "operator", func(key crypto.PublicKey) (*Certificate, error) {
-		return a.IssueOperator(name, key)
-	})
-}
-
-// WriteGate makes a key and certificate for a gateway and writes gate.crt,
-// gate.key and server-ca.crt into dir.
-func (a *Authority) WriteGate(dir, name string) error {
-	return a.writeBundle(dir, "gate", func(key crypto.PublicKey) (*Certificate, error) {
-		return a.IssueGate(name, key)
-	})
-}
-
-// WriteReferenceSigner makes a key and certificate that sign reference values
-// and VPN catalogues (internal/signed), and writes reference-signer.crt,
-// reference-signer.key and server-ca.crt into dir.
-func (a *Authority) WriteReferenceSigner(dir, name string) error {
-	return a.writeBundle(dir, ReferenceSignerFile, func(key crypto.PublicKey) (*Certificate, error) {
-		return a.server.issue(request{role: mtls.RoleReferenceSigner, name: name, key: key, lifetime: PeerLifetime}, a.now())
-	})
-}
-
-func (a *Authority) writeBundle(dir, file string, issue func(crypto.PublicKey) (*Certificate, error)) error {
-	key, err := attest.NewKey()
+func (a *Authority) renew(file string) error {
+	a.mu.RLock()
+	pair, by := a.collector, a.issuers[kindServer.file]
+	if file == leaseSignerFile {
+		pair = a.signer
+	}
+	a.mu.RUnlock()
+	old := pair.Leaf
+	fresh := by.cert == nil || old.CheckSignatureFrom(by.cert) == nil
+	if left := old.NotAfter.Sub(a.now()); fresh && left >= old.NotAfter.Sub(old.NotBefore)/3 {
+		return nil
+	}
+	role, name, err := mtls.Identity(old)
 	if err != nil {
 		return err
 	}
-	cert, err := issue(&key.PublicKey)
+	cert, err := a.issue(kindServer, request{
+		role: role, name: name, key: old.PublicKey,
+		dns: old.DNSNames, addresses: old.IPAddresses, lifetime: PeerLifetime,
+	})
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := writeCertificates(filepath.Join(a.dir, file+".crt"), cert.Chain); err != nil {
 		return err
 	}
-	if err := writeCertificates(filepath.Join(dir, "server-ca.crt"), a.TrustBundle()); err != nil {
+	if pair, err = readPair(a.dir, file); err != nil {
 		return err
 	}
-	return writePair(dir, file, cert.Chain, key)
-}
-
-// keyAllowed keeps lease signers to Ed25519 and all others to ECDSA P-256.
-func keyAllowed(role mtls.Role, key crypto.PublicKey) error {
-	switch k := key.(type) {
-	case *ecdsa.PublicKey:
-		if role != mtls.RoleLeaseSigner && k.Curve.Params().Name == "P-256" {
-			return nil
-		}
-	case ed25519.PublicKey:
-		if role == mtls.RoleLeaseSigner {
-			return nil
-		}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if file == leaseSignerFile {
+		a.signer = pair
+	} else {
+		a.collector = pair
 	}
-	return fmt.Errorf("a %s certificate is not issued for a key of type %T", role, key)
-}
-
-func subject(organisation, name string) pkix.Name {
-	return pkix.Name{Organization: []string{organisation}, CommonName: name}
+	return nil
 }

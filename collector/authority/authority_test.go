@@ -105,7 +105,7 @@ func TestCreateNeverOverwrites(t *testing.T) {
 		t.Errorf("second Create: %v", err)
 	}
 	again, err := Load(dir, c.Now)
-	if err != nil || !slices.Equal(again.server.cert.Raw, a.server.cert.Raw) {
+	if err != nil || !slices.Equal(again.TrustBundle()[0], a.TrustBundle()[0]) {
 		t.Errorf("the authority has changed: %v", err)
 	}
 	if _, err := Create(filepath.Join(t.TempDir(), "pki"), Options{}); err == nil {
@@ -198,7 +198,7 @@ func pemOf(t *testing.T, dir string) (all []byte) {
 
 func TestIssuingCAsCannotMakeCAs(t *testing.T) {
 	a, _ := create(t, &clock{morning})
-	for _, i := range []issuer{a.device, a.gate, a.operator, a.server} {
+	for _, i := range a.issuers {
 		if !i.cert.IsCA || i.cert.MaxPathLen != 0 || !i.cert.MaxPathLenZero {
 			t.Errorf("%s: CA %v, path %d", i.cert.Subject, i.cert.IsCA, i.cert.MaxPathLen)
 		}
@@ -282,12 +282,12 @@ func TestOwnCertificatesAreRenewedInTime(t *testing.T) {
 func TestNothingOutlivesItsCA(t *testing.T) {
 	c := &clock{morning}
 	a, _ := create(t, c)
-	c.now = a.device.cert.NotAfter.Add(-time.Hour)
+	c.now = a.issuers["device-ca"].cert.NotAfter.Add(-time.Hour)
 	issued, err := a.IssueDevice(device, publicKey(t))
-	if err != nil || !issued.NotAfter.Equal(a.device.cert.NotAfter) {
-		t.Errorf("ends %v, CA %v, %v", issued.NotAfter, a.device.cert.NotAfter, err)
+	if err != nil || !issued.NotAfter.Equal(a.issuers["device-ca"].cert.NotAfter) {
+		t.Errorf("ends %v, CA %v, %v", issued.NotAfter, a.issuers["device-ca"].cert.NotAfter, err)
 	}
-	c.now = a.device.cert.NotAfter
+	c.now = a.issuers["device-ca"].cert.NotAfter
 	if _, err := a.IssueDevice(device, publicKey(t)); err == nil {
 		t.Error("issued by a CA that has ended")
 	}
@@ -369,7 +369,7 @@ func TestLoadRefusesWhatCreateDidNotMake(t *testing.T) {
 			if err := os.Rename(filepath.Join(dir, "gate-ca.key"), filepath.Join(dir, "device-ca.key")); err != nil {
 				t.Fatal(err)
 			}
-		}, "device-ca: tls: private key does not match"},
+		}, "device-ca.key does not belong to device-ca.crt"},
 		"a torn file": {func(t *testing.T, dir string) {
 			if err := os.Truncate(filepath.Join(dir, "server-ca.crt"), 40); err != nil {
 				t.Fatal(err)

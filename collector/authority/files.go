@@ -1,23 +1,40 @@
 package authority
 
 import (
+	"bytes"
 	"crypto"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"pfoertner/internal/mtls"
+)
+
+// Names of files, without their endings, beside those of the issuing CAs.
+const (
+	rootFile        = "root-ca"
+	collectorFile   = "collector"
+	leaseSignerFile = "lease-signer"
+)
+
+const (
+	rootName = "Pförtner root CA"
+	// actor is who works on the directory itself.
+	actor = "collector's machine"
 )
 
 // writePair writes name.crt (chain, leaf first) and name.key (PKCS#8).
 func writePair(dir, name string, chain [][]byte, key crypto.Signer) error {
-	der, err := x509.MarshalPKCS8PrivateKey(key)
+	text, err := keyText(key)
 	if err != nil {
-		return fmt.Errorf("marshalling %s.key: %w", name, err)
+		return err
 	}
-	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 	if err := writeFile(filepath.Join(dir, name+".key"), text); err != nil {
 		return err
 	}
@@ -25,11 +42,14 @@ func writePair(dir, name string, chain [][]byte, key crypto.Signer) error {
 }
 
 func writeCertificates(path string, chain [][]byte) error {
-	var text []byte
+	return writeFile(path, certificatesText(chain))
+}
+
+func certificatesText(chain [][]byte) (text []byte) {
 	for _, der := range chain {
 		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
 	}
-	return writeFile(path, text)
+	return text
 }
 
 // writeFile replaces a file as a whole, mode 0600, and returns when it is on
@@ -66,23 +86,53 @@ func readPair(dir, name string) (*tls.Certificate, error) {
 	return &pair, nil
 }
 
-// loadIssuer reads an issuing CA and checks that it is what Create makes:
-// signed by the root, unable to make further CAs, for its usage only.
-func loadIssuer(dir string, kind issuingKind, root *x509.Certificate) (issuer, error) {
-	pair, err := readPair(dir, kind.file)
+// readCA reads an issuing CA's certificate and checks that it is what a root
+// makes for this kind.
+func readCA(dir, name string, kind issuingKind, roots []*x509.Certificate) (*x509.Certificate, error) {
+	certs, err := mtls.ReadCertificates(filepath.Join(dir, name+".crt"))
 	if err != nil {
-		return issuer{}, err
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	cert := pair.Leaf
-	if err := cert.CheckSignatureFrom(root); err != nil {
-		return issuer{}, fmt.Errorf("%s.crt is not issued by root-ca.crt: %w", kind.file, err)
+	if err := checkCA(certs[0], kind, roots); err != nil {
+		return nil, fmt.Errorf("%s.crt is %w", name, err)
+	}
+	return certs[0], nil
+}
+
+// checkCA: signed by one of the roots, unable to make further CAs, for its
+// usage only.
+func checkCA(cert *x509.Certificate, kind issuingKind, roots []*x509.Certificate) error {
+	err := errors.New("there is no root")
+	for _, root := range roots {
+		if err = cert.CheckSignatureFrom(root); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("not issued by %s.crt: %w", rootFile, err)
 	}
 	if cert.Subject.CommonName != kind.commonName() || !cert.IsCA || !cert.MaxPathLenZero || len(cert.ExtKeyUsage) != 1 || cert.ExtKeyUsage[0] != kind.usage {
-		return issuer{}, fmt.Errorf("%s.crt is not the %s that it should be", kind.file, kind.title)
+		return fmt.Errorf("not the %s that it should be", kind.title)
 	}
-	key, ok := pair.PrivateKey.(crypto.Signer)
-	if !ok {
-		return issuer{}, fmt.Errorf("%s.key cannot sign", kind.file)
+	return nil
+}
+
+func samePublic(a, b crypto.PublicKey) bool {
+	key, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && key.Equal(b)
+}
+
+// fingerprint is the SHA-256 of a certificate in hexadecimal.
+func fingerprint(cert *x509.Certificate) string {
+	if cert == nil {
+		return ""
 	}
-	return issuer{cert: cert, key: key}, nil
+	sum := sha256.Sum256(cert.Raw)
+	return hex.EncodeToString(sum[:])
+}
+
+// sameFile says whether a file holds exactly this.
+func sameFile(path string, content []byte) bool {
+	text, err := os.ReadFile(path)
+	return err == nil && bytes.Equal(text, content)
 }

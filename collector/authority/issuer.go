@@ -9,27 +9,61 @@ import (
 	"math/big"
 	"net"
 	"net/url"
+	"regexp"
+	"slices"
+	"strings"
 	"time"
 
-	"pfoertner/internal/attest"
 	"pfoertner/internal/mtls"
 )
 
-// issuingKind is one of the issuing CAs: its files and what it may issue for.
+// issuingKind is a kind of issuing CA: its files and what it may issue for.
 type issuingKind struct {
 	file, title string
 	usage       x509.ExtKeyUsage
+	// longest is the longest life that a certificate under it has.
+	longest time.Duration
+	// overlap is how long the next one is handed out before it issues.
+	overlap time.Duration
 }
 
 var (
-	kindDevice   = issuingKind{"device-ca", "device CA", x509.ExtKeyUsageClientAuth}
-	kindGate     = issuingKind{"gate-ca", "gate CA", x509.ExtKeyUsageClientAuth}
-	kindOperator = issuingKind{"operator-ca", "operator CA", x509.ExtKeyUsageClientAuth}
-	kindServer   = issuingKind{"server-ca", "server CA", x509.ExtKeyUsageServerAuth}
+	kindDevice   = issuingKind{"device-ca", "device CA", x509.ExtKeyUsageClientAuth, DeviceLifetime, ownOverlap}
+	kindGate     = issuingKind{"gate-ca", "gate CA", x509.ExtKeyUsageClientAuth, PeerLifetime, ownOverlap}
+	kindOperator = issuingKind{"operator-ca", "operator CA", x509.ExtKeyUsageClientAuth, PeerLifetime, ownOverlap}
+	kindServer   = issuingKind{"server-ca", "server CA", x509.ExtKeyUsageServerAuth, PeerLifetime, ServerOverlap}
 	issuingKinds = []issuingKind{kindDevice, kindGate, kindOperator, kindServer}
 )
 
+// Kinds are the names of the issuing CAs: device, gate, operator, server.
+func Kinds() []string {
+	names := make([]string, len(issuingKinds))
+	for i, k := range issuingKinds {
+		names[i] = k.name()
+	}
+	return names
+}
+
+func kindNamed(name string) (issuingKind, error) {
+	i := slices.IndexFunc(issuingKinds, func(k issuingKind) bool { return k.name() == name })
+	if i < 0 {
+		return issuingKind{}, fmt.Errorf("%q is none of the CAs: %s", name, strings.Join(Kinds(), ", "))
+	}
+	return issuingKinds[i], nil
+}
+
+func (k issuingKind) name() string { return strings.TrimSuffix(k.file, "-ca") }
+
 func (k issuingKind) commonName() string { return "Pförtner " + k.title }
+
+var laterGeneration = regexp.MustCompile(`^-[2-9][0-9]{0,3}$|^-1[0-9]{1,3}$`)
+
+// owns says whether name is one that generations of this kind have: device-ca,
+// device-ca-2 and so on.
+func (k issuingKind) owns(name string) bool {
+	rest, ok := strings.CutPrefix(name, k.file)
+	return ok && (rest == "" || laterGeneration.MatchString(rest))
+}
 
 // issuer is a CA certificate and its key. The key may be in a file, a token or
 // an HSM: a crypto.Signer is all that is needed.
@@ -57,6 +91,9 @@ func (i issuer) issue(r request, now time.Time) (*Certificate, error) {
 	uri, err := mtls.URI(r.role, r.name)
 	if err != nil {
 		return nil, err
+	}
+	if i.cert == nil {
+		return nil, fmt.Errorf("issuing %s certificate: no CA is current", r.role)
 	}
 	notAfter := now.Add(r.lifetime)
 	if notAfter.After(i.cert.NotAfter) {
@@ -97,48 +134,22 @@ func (i issuer) issue(r request, now time.Time) (*Certificate, error) {
 	}, nil
 }
 
-func (i issuer) pool() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pool.AddCert(i.cert)
-	return pool
-}
-
-func newRoot(organisation string, now time.Time) (issuer, error) {
-	key, err := attest.NewKey()
-	if err != nil {
-		return issuer{}, err
-	}
+// signCA issues an issuing CA's certificate. Nothing of it is the requester's
+// choice but key and organisation.
+func (i issuer) signCA(kind issuingKind, organisation []string, key crypto.PublicKey, now time.Time) (*x509.Certificate, error) {
 	serial, err := randomSerial()
 	if err != nil {
-		return issuer{}, err
+		return nil, err
 	}
-	template := &x509.Certificate{
+	notAfter := now.Add(issuingLifetime)
+	if notAfter.After(i.cert.NotAfter) {
+		notAfter = i.cert.NotAfter
+	}
+	return signCertificate(&x509.Certificate{
 		SerialNumber:          serial,
-		Subject:               subject(organisation, "Pförtner root CA"),
+		Subject:               pkix.Name{Organization: organisation, CommonName: kind.commonName()},
 		NotBefore:             now.Add(-clockSkew),
-		NotAfter:              now.Add(rootLifetime),
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-		MaxPathLen:            1,
-	}
-	return selfIssued(template, template, key, key)
-}
-
-func (i issuer) newIssuing(organisation string, kind issuingKind, now time.Time) (issuer, error) {
-	key, err := attest.NewKey()
-	if err != nil {
-		return issuer{}, err
-	}
-	serial, err := randomSerial()
-	if err != nil {
-		return issuer{}, err
-	}
-	return selfIssued(&x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               subject(organisation, kind.commonName()),
-		NotBefore:             now.Add(-clockSkew),
-		NotAfter:              now.Add(issuingLifetime),
+		NotAfter:              notAfter,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		ExtKeyUsage:           []x509.ExtKeyUsage{kind.usage},
 		BasicConstraintsValid: true,
@@ -147,17 +158,32 @@ func (i issuer) newIssuing(organisation string, kind issuingKind, now time.Time)
 	}, i.cert, key, i.key)
 }
 
-// selfIssued makes a CA certificate for key, signed by parent's.
-func selfIssued(template, parent *x509.Certificate, key, parentKey crypto.Signer) (issuer, error) {
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), parentKey)
-	if err != nil {
-		return issuer{}, fmt.Errorf("issuing %s: %w", template.Subject.CommonName, err)
-	}
-	cert, err := x509.ParseCertificate(der)
+// newRoot certifies a root's own key.
+func newRoot(organisation string, key crypto.Signer, now time.Time) (issuer, error) {
+	serial, err := randomSerial()
 	if err != nil {
 		return issuer{}, err
 	}
-	return issuer{cert: cert, key: key}, nil
+	template := &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{Organization: []string{organisation}, CommonName: rootName},
+		NotBefore:             now.Add(-clockSkew),
+		NotAfter:              now.Add(rootLifetime),
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		MaxPathLen:            1,
+	}
+	cert, err := signCertificate(template, template, key.Public(), key)
+	return issuer{cert, key}, err
+}
+
+func signCertificate(template, parent *x509.Certificate, key crypto.PublicKey, by crypto.Signer) (*x509.Certificate, error) {
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key, by)
+	if err != nil {
+		return nil, fmt.Errorf("issuing %s: %w", template.Subject.CommonName, err)
+	}
+	return x509.ParseCertificate(der)
 }
 
 // randomSerial is 128 random bits: unguessable, and unique without a counter.
