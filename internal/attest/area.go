@@ -173,3 +173,14 @@ func modulus(unique []byte) (*rsa.PublicKey, error) {
 	}
 	return &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: 65537}, nil
 }
+
+// SameTemplate says whether a public area is one that a TPM makes from this
+// template.
+func SameTemplate(t Template, area []byte) bool {
+	for _, begin := range []string{akArea, keyArea, storageArea, ekRSA, ekECC, ekHighRSA, ekHighECC} {
+		if strings.HasPrefix(string(t.Area), begin) {
+			return strings.HasPrefix(string(area), begin)
+		}
+	}
+	return false
+}

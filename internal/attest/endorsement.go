@@ -56,7 +56,7 @@ const (
 
 // Endorsement finds out who made the TPM of a claim: one of its certificates
 // must be for the claimed endorsement key and lead to a trusted root, at this
-// time. The error is ErrNoEndorsement, ErrEndorsement or ErrVirtual.
+// time; the others may be steps on the way. The error is ErrNoEndorsement, ErrEndorsement or ErrVirtual.
 func (c *Claim) Endorsement(trust Trust, at time.Time) (*Maker, error) {
 	return VerifyEndorsement(c.EK, c.certificates, trust, at)
 }
@@ -66,8 +66,10 @@ func VerifyEndorsement(ek crypto.PublicKey, certificates [][]byte, trust Trust, 
 	if len(certificates) == 0 {
 		return nil, ErrNoEndorsement
 	}
+	certificates = certificates[:min(len(certificates), maxCertificates)]
+	trust.Intermediates = withSteps(trust.Intermediates, certificates)
 	var errs []error
-	for _, der := range certificates[:min(len(certificates), maxCertificates)] {
+	for _, der := range certificates {
 		maker, err := verifyCertificate(ek, der, trust, at)
 		if err == nil || errors.Is(err, ErrVirtual) {
 			return maker, err
@@ -75,6 +77,27 @@ func VerifyEndorsement(ek crypto.PublicKey, certificates [][]byte, trust Trust, 
 		errs = append(errs, err)
 	}
 	return nil, fmt.Errorf("%w: %w", ErrEndorsement, errors.Join(errs...))
+}
+
+// withSteps adds the authorities that a TPM brings along: they are believed
+// only if they lead to a root.
+func withSteps(known *x509.CertPool, certificates [][]byte) *x509.CertPool {
+	if len(certificates) == 1 {
+		return known
+	}
+	pool := x509.NewCertPool()
+	if known != nil {
+		pool = known.Clone()
+	}
+	for _, der := range certificates {
+		if len(der) > maxCertificateBytes {
+			continue
+		}
+		if cert, err := x509.ParseCertificate(der); err == nil && cert.IsCA {
+			pool.AddCert(cert)
+		}
+	}
+	return pool
 }
 
 func verifyCertificate(ek crypto.PublicKey, der []byte, trust Trust, at time.Time) (*Maker, error) {

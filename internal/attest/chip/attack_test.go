@@ -1,0 +1,370 @@
+//go:build linux
+
+package chip_test
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"errors"
+	"io/fs"
+	"os"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+	"google.golang.org/protobuf/proto"
+
+	"pfoertner/internal/attest"
+	"pfoertner/internal/attest/bootlog"
+	"pfoertner/internal/attest/bootlog/bootlogtest"
+	"pfoertner/internal/attest/chip"
+	agentv1 "pfoertner/proto/pfoertner/agent/v1"
+)
+
+// Each attack on the identity of a machine, with two TPMs as two PCs: ours, and
+// that of somebody who wants in.
+
+func TestAttackCopiedFilesOnAnotherPC(t *testing.T) {
+	ours, theirs := newPC(t), newPC(t)
+	for name, key := range map[string]*chip.Key{"TLS key": ours.newKey(t), "attestation key": ours.newAK(t)} {
+		_, err := theirs.LoadKey(stored(t, key))
+		if !errors.Is(err, chip.ErrForeign) || !errors.Is(err, tpm2.TPMRCIntegrity) {
+			t.Errorf("%s: %v", name, err)
+		}
+		must(ours.LoadKey(stored(t, key)))(t)
+	}
+}
+
+func TestAttackReimagedTPMKeepsItsIdentityButNoKeys(t *testing.T) {
+	p := newPC(t)
+	key := p.newKey(t)
+	kept, ek := stored(t, key), p.endorsement(t)
+	p.clear(t)
+	_, err := p.LoadKey(kept)
+	wantError(t, err, chip.ErrForeign)
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, err = key.Sign(nil, make([]byte, 32), crypto.SHA256)
+	wantError(t, err, chip.ErrForeign)
+	if again := p.endorsement(t); !bytes.Equal(again.Area, ek.Area) {
+		t.Error("the endorsement key is another after TPM2_Clear")
+	}
+	e := newEnrolment(t, p)
+	if _, err := e.verify(e.answer(t)); err != nil {
+		t.Errorf("it cannot enrol again: %v", err)
+	}
+}
+
+func TestAttackForgedEndorsementCertificates(t *testing.T) {
+	p, m := newPC(t), newMaker(t, "ACME")
+	key := p.endorsementKey(t)
+	at := produced.AddDate(1, 0, 0)
+	genuine := m.certificate(t, key, "id:49465800")
+	forger := newMaker(t, "ACME") // the same names
+	other := newPC(t).endorsementKey(t)
+	for name, tc := range map[string]struct {
+		certificates [][]byte
+		trust        attest.Trust
+		years        int
+		want         error
+	}{
+		"genuine":                    {[][]byte{genuine}, m.trust(), 1, nil},
+		"genuine and old":            {[][]byte{m.old(t, genuine)}, m.trust(), 1, nil},
+		"genuine, after others":      {[][]byte{forger.certificate(t, key, "id:49465800"), {1}, genuine}, m.trust(), 1, nil},
+		"intermediate from the TPM":  {[][]byte{genuine, m.authority.Raw}, attest.Trust{Roots: m.trust().Roots}, 1, nil},
+		"virtual, but allowed":       {[][]byte{m.certificate(t, key, "id:564D5700")}, attest.Trust{Roots: m.trust().Roots, Intermediates: m.trust().Intermediates, Virtual: true}, 1, nil},
+		"none":                       {nil, m.trust(), 1, attest.ErrNoEndorsement},
+		"by a forger of that name":   {[][]byte{forger.certificate(t, key, "id:49465800")}, m.trust(), 1, attest.ErrEndorsement},
+		"by a forger with his chain": {[][]byte{forger.certificate(t, key, "id:49465800"), forger.authority.Raw, forger.root.Raw}, m.trust(), 1, attest.ErrEndorsement},
+		"old, by a forger":           {[][]byte{forger.old(t, genuine)}, m.trust(), 1, attest.ErrEndorsement},
+		"of another TPM":             {[][]byte{m.certificate(t, other, "id:49465800")}, m.trust(), 1, attest.ErrEndorsement},
+		"old, of another TPM":        {[][]byte{m.old(t, m.certificate(t, other, "id:49465800"))}, m.trust(), 1, attest.ErrEndorsement},
+		"expired":                    {[][]byte{genuine}, m.trust(), 21, attest.ErrEndorsement},
+		"of a virtual TPM":           {[][]byte{m.certificate(t, key, "id:564D5700")}, m.trust(), 1, attest.ErrVirtual},
+		"of swtpm":                   {[][]byte{m.certificate(t, key, "id:00001014")}, m.trust(), 1, attest.ErrVirtual},
+		"no roots at all":            {[][]byte{genuine}, attest.Trust{}, 1, attest.ErrEndorsement},
+		"no intermediate":            {[][]byte{genuine}, attest.Trust{Roots: m.trust().Roots}, 1, attest.ErrEndorsement},
+		"for something else":         {[][]byte{forServer(t, m, key)}, m.trust(), 1, attest.ErrEndorsement},
+		"with a critical unknown":    {[][]byte{withUnknown(t, m, key)}, m.trust(), 1, attest.ErrEndorsement},
+	} {
+		_, err := attest.VerifyEndorsement(key, tc.certificates, tc.trust, produced.AddDate(tc.years, 0, 0))
+		if tc.want == nil && err != nil || !errors.Is(err, tc.want) {
+			t.Errorf("%s: got %v, want %v", name, err, tc.want)
+		}
+	}
+	if _, err := attest.VerifyEndorsement(key, [][]byte{genuine}, m.trust(), at); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAttackKeysOfAnotherKind(t *testing.T) {
+	p := newPC(t)
+	e := newEnrolment(t, p)
+	csr := e.tls.Public().(*ecdsa.PublicKey)
+	// Genuine keys of this TPM, in the wrong places.
+	for name, change := range map[string]func(*agentv1.TpmIdentity){
+		"attestation key is not restricted":       func(id *agentv1.TpmIdentity) { id.AkPublic = id.TlsKeyPublic },
+		"attestation key can leave the TPM":       func(id *agentv1.TpmIdentity) { id.AkPublic = attribute(id.AkPublic, 3, 0x02) },
+		"attestation key can move to a parent":    func(id *agentv1.TpmIdentity) { id.AkPublic = attribute(id.AkPublic, 3, 0x10) },
+		"attestation key was made outside":        func(id *agentv1.TpmIdentity) { id.AkPublic = attribute(id.AkPublic, 3, 0x20) },
+		"attestation key has part in the lockout": func(id *agentv1.TpmIdentity) { id.AkPublic = attribute(id.AkPublic, 2, 0x04) },
+		"TLS key is restricted":                   func(id *agentv1.TpmIdentity) { id.TlsKeyPublic = id.AkPublic },
+		"TLS key was made outside":                func(id *agentv1.TpmIdentity) { id.TlsKeyPublic = attribute(id.TlsKeyPublic, 3, 0x20) },
+		"TLS key decrypts too":                    func(id *agentv1.TpmIdentity) { id.TlsKeyPublic = attribute(id.TlsKeyPublic, 1, 0x02) },
+		"endorsement key is a storage key":        func(id *agentv1.TpmIdentity) { id.EkPublic = attest.StorageKey().Area },
+		"certificate is for another key":          func(id *agentv1.TpmIdentity) { id.TlsKeyPublic = p.newKey(t).Area() },
+	} {
+		id := proto.Clone(e.hello.GetTpm()).(*agentv1.TpmIdentity)
+		change(id)
+		if _, err := attest.ParseClaim(id, csr); !errors.Is(err, attest.ErrKey) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// attribute flips an attribute of a public area: byte i of four.
+func attribute(area []byte, i int, bit byte) []byte {
+	changed := bytes.Clone(area)
+	changed[4+i] ^= bit
+	return changed
+}
+
+// A private PC with a genuine TPM claims to be ours: it can show our public
+// endorsement key and certificate, but not open what is encrypted for it.
+func TestAttackEndorsementKeyOfAnotherPC(t *testing.T) {
+	ours, theirs := newPC(t), newPC(t)
+	e := newEnrolment(t, theirs)
+	genuine := e.ek
+	e.ek = ours.endorsement(t)
+	e.open(t)
+	if _, err := theirs.Activate(e.ak, genuine, e.challenge.GetCredentialBlob(), e.challenge.GetEncryptedSecret()); err == nil {
+		t.Error("a secret for another TPM was opened")
+	}
+	// Our own TPM, misused as an oracle, opens secrets for its own keys only.
+	if _, err := ours.Activate(ours.newAK(t), e.ek, e.challenge.GetCredentialBlob(), e.challenge.GetEncryptedSecret()); err == nil {
+		t.Error("a secret for another attestation key was opened")
+	}
+	// So the best they can send is a guess.
+	a := forged(t, e, genuine)
+	_, err := e.verify(a)
+	wantError(t, err, attest.ErrActivation)
+}
+
+// forged is everything that a PC can prove, and a guessed secret.
+func forged(t *testing.T, e *enrolment, genuine *chip.Endorsement) *chip.Answer {
+	t.Helper()
+	own := *e
+	own.ek = genuine
+	own.open(t)
+	a := own.answer(t)
+	nonce, quoteNonce := e.challenge.GetNonce(), e.challenge.GetQuoteNonce()
+	a.Proof.Signature = must(attest.Sign(e.tls, attest.EnrolDigest(nonce, e.exporter, e.transcript)))(t)
+	a.Proof.Certify, a.Proof.CertifySignature, _ = e.pc.Certify(e.ak, e.tls, attest.Qualify(attest.PurposeCertify, nonce, e.exporter))
+	q := must(e.pc.Quote(e.ak, attest.QuotedPCRs(), attest.Qualify(attest.PurposeQuote, quoteNonce, e.exporter)))(t)
+	a.Proof.Quote, a.Proof.QuoteSignature, a.PCRs = q.Message, q.Signature, q.Values
+	a.Proof.Activation = attest.Activation(make([]byte, 32), e.transcript, e.exporter)
+	return a
+}
+
+// Old or relayed answers, part by part: each of them is noticed by itself.
+func TestAttackReplayAndRelay(t *testing.T) {
+	p := newPC(t)
+	e := newEnrolment(t, p)
+	old := e.answer(t)
+	if _, err := e.verify(old); err != nil {
+		t.Fatal(err)
+	}
+	e.open(t)
+	fresh := e.answer(t)
+	relayed := func() *chip.Answer { // the notebook's answer on a connection with the attacker
+		other := *e
+		other.exporter = bytes.Repeat([]byte{8}, 32)
+		return other.answer(t)
+	}()
+	for name, tc := range map[string]struct {
+		change func(a *chip.Answer)
+		want   error
+	}{
+		"nothing":           {func(*chip.Answer) {}, nil},
+		"old proof":         {func(a *chip.Answer) { *a = *old }, attest.ErrActivation},
+		"old activation":    {func(a *chip.Answer) { a.Proof.Activation = old.Proof.Activation }, attest.ErrActivation},
+		"old signature":     {func(a *chip.Answer) { a.Proof.Signature = old.Proof.Signature }, attest.ErrProof},
+		"old certify":       {func(a *chip.Answer) { takeCertify(a, old) }, attest.ErrReplay},
+		"old quote":         {func(a *chip.Answer) { takeQuote(a, old) }, attest.ErrReplay},
+		"relayed proof":     {func(a *chip.Answer) { *a = *relayed }, attest.ErrActivation},
+		"relayed signature": {func(a *chip.Answer) { a.Proof.Signature = relayed.Proof.Signature }, attest.ErrProof},
+		"relayed certify":   {func(a *chip.Answer) { takeCertify(a, relayed) }, attest.ErrReplay},
+		"relayed quote":     {func(a *chip.Answer) { takeQuote(a, relayed) }, attest.ErrReplay},
+		"quote in place of certify": {func(a *chip.Answer) {
+			a.Proof.Certify, a.Proof.CertifySignature = a.Proof.Quote, a.Proof.QuoteSignature
+		}, attest.ErrStatement},
+		"certify in place of quote": {func(a *chip.Answer) {
+			a.Proof.Quote, a.Proof.QuoteSignature = a.Proof.Certify, a.Proof.CertifySignature
+		}, attest.ErrStatement},
+		"certify, changed":             {func(a *chip.Answer) { a.Proof.Certify[20] ^= 1 }, attest.ErrStatement},
+		"quote, changed":               {func(a *chip.Answer) { a.Proof.Quote[len(a.Proof.Quote)-1] ^= 1 }, attest.ErrStatement},
+		"other values":                 {func(a *chip.Answer) { a.PCRs[3] = make([]byte, 31) }, attest.ErrPCRs},
+		"values in another order":      {func(a *chip.Answer) { a.PCRs[0], a.PCRs[1] = make([]byte, 32), bytes.Repeat([]byte{1}, 32) }, attest.ErrPCRs},
+		"too few values":               {func(a *chip.Answer) { a.PCRs = a.PCRs[:7] }, attest.ErrPCRs},
+		"for another purpose":          {func(a *chip.Answer) { recertify(t, e, a, e.tls, attest.PurposeVPN) }, attest.ErrReplay},
+		"certify of another key":       {func(a *chip.Answer) { recertify(t, e, a, p.newKey(t), attest.PurposeCertify) }, attest.ErrOtherKey},
+		"by another attestation key":   {func(a *chip.Answer) { byAnotherAK(t, e, a) }, attest.ErrStatement},
+		"quote of other PCRs":          {func(a *chip.Answer) { requote(t, e, a, 0, 2, 4, 8, 11, 12, 13, 14) }, attest.ErrPCRs},
+		"quote of fewer PCRs":          {func(a *chip.Answer) { requote(t, e, a, 0, 2, 4, 11, 12, 13, 14) }, attest.ErrPCRs},
+		"quote of more PCRs":           {func(a *chip.Answer) { requote(t, e, a, 0, 1, 2, 4, 7, 11, 12, 13, 14) }, attest.ErrPCRs},
+		"an empty proof":               {func(a *chip.Answer) { a.Proof = &agentv1.Proof{} }, attest.ErrActivation},
+		"a proof by the software only": {func(a *chip.Answer) { a.Proof = &agentv1.Proof{Signature: a.Proof.GetSignature()} }, attest.ErrActivation},
+	} {
+		a := &chip.Answer{Proof: proto.Clone(fresh.Proof).(*agentv1.Proof), PCRs: append([][]byte(nil), fresh.PCRs...)}
+		tc.change(a)
+		_, err := e.verify(a)
+		if tc.want == nil && err != nil || !errors.Is(err, tc.want) {
+			t.Errorf("%s: got %v, want %v", name, err, tc.want)
+		}
+	}
+}
+
+func takeCertify(a, from *chip.Answer) {
+	a.Proof.Certify, a.Proof.CertifySignature = from.Proof.GetCertify(), from.Proof.GetCertifySignature()
+}
+
+func takeQuote(a, from *chip.Answer) {
+	a.Proof.Quote, a.Proof.QuoteSignature = from.Proof.GetQuote(), from.Proof.GetQuoteSignature()
+}
+
+func recertify(t *testing.T, e *enrolment, a *chip.Answer, key *chip.Key, purpose attest.Purpose) {
+	t.Helper()
+	var err error
+	a.Proof.Certify, a.Proof.CertifySignature, err = e.pc.Certify(e.ak, key, attest.Qualify(purpose, e.challenge.GetNonce(), e.exporter))
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func byAnotherAK(t *testing.T, e *enrolment, a *chip.Answer) {
+	t.Helper()
+	other := *e
+	other.ak = e.pc.newAK(t)
+	recertify(t, &other, a, e.tls, attest.PurposeCertify)
+}
+
+func requote(t *testing.T, e *enrolment, a *chip.Answer, pcrs ...uint32) {
+	t.Helper()
+	q := must(e.pc.Quote(e.ak, pcrs, attest.Qualify(attest.PurposeQuote, e.challenge.GetQuoteNonce(), e.exporter)))(t)
+	a.Proof.Quote, a.Proof.QuoteSignature = q.Message, q.Signature
+	if len(q.Values) == len(a.PCRs) {
+		a.PCRs = q.Values
+	}
+}
+
+// A key that is not in the TPM has no name that a TPM would certify: here the
+// certificate request is by the software key of somebody who also has our TPM
+// at hand.
+func TestAttackTLSKeyOutsideTheTPM(t *testing.T) {
+	ours, theirs := newPC(t), newPC(t)
+	e := newEnrolment(t, ours)
+	e.tls = theirs.newKey(t) // any key with the right attributes, elsewhere
+	e.open(t)
+	_, _, err := ours.Certify(e.ak, e.tls, make([]byte, 32))
+	wantError(t, err, chip.ErrForeign)
+	own := *e
+	own.tls = ours.newKey(t)
+	a := own.answer(t)
+	a.Proof.Signature = must(attest.Sign(e.tls, attest.EnrolDigest(e.challenge.GetNonce(), e.exporter, e.transcript)))(t)
+	_, err = e.verify(a)
+	wantError(t, err, attest.ErrOtherKey)
+}
+
+func TestAttackTamperedEventLog(t *testing.T) {
+	p := newPC(t)
+	off := bootlogtest.New()
+	off.Variable(7, "SecureBoot", []byte{0}).Variable(7, "PK", []byte("platform key")).Separator(7).Separator(4)
+	p.boot(t, off)
+	e := newEnrolment(t, p)
+	a := e.answer(t)
+	if got := must(e.verify(a))(t); got.Boot.SecureBoot != bootlog.No {
+		t.Fatalf("%+v, %v", got.Boot, got.BootError)
+	}
+	for name, log := range map[string][]byte{
+		"of another machine": bootlogtest.SecureBoot().Log(),
+		"with other data": bootlogtest.New().Variable(7, "SecureBoot", []byte{0}).Variable(7, "PK", []byte("platform key")).Separator(7).Separator(4).
+			Edit(0, func(e *bootlogtest.Event) { e.Data = bootlogtest.VariableData("SecureBoot", []byte{1}) }).Log(),
+		"none":     nil,
+		"cut off":  p.log[:len(p.log)-1],
+		"too long": make([]byte, bootlog.MaxBytes+1),
+	} {
+		a.Proof.EventLog = log
+		got, err := e.verify(a)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if got.Boot.SecureBoot != bootlog.Unknown || got.Boot.DB != nil {
+			t.Errorf("%s: %+v", name, got.Boot)
+		}
+		wantError(t, got.BootError, bootlog.ErrLog)
+	}
+}
+
+// A copied TPM state is the same TPM twice. The clock tells.
+func TestAttackClonedTPM(t *testing.T) {
+	first := newPC(t)
+	ak := first.newAK(t)
+	kept, public := stored(t, ak), must(attest.ParseAttestationKey(ak.Area()))(t)
+	copied := t.TempDir()
+	first.stop()
+	copyDir(t, first.state, copied)
+	first.powerOn(t)
+	second := pcWithState(t, copied)
+	clock := func(p *pc) attest.Clock {
+		k := must(p.LoadKey(kept))(t)
+		q := must(p.Quote(k, attest.QuotedPCRs(), make([]byte, 32)))(t)
+		return must(attest.VerifyQuote(public, attest.QuotedPCRs(), make([]byte, 32), q.Message, q.Signature))(t).Clock
+	}
+	before := clock(first)
+	first.powerCycle(t)
+	seen := clock(first)
+	if !seen.Follows(before) {
+		t.Errorf("the original does not go on: %+v, %+v", before, seen)
+	}
+	if other := clock(second); other.Follows(seen) {
+		t.Errorf("the copy goes on where the original is: %+v, %+v", seen, other)
+	}
+}
+
+func copyDir(t *testing.T, from, to string) {
+	t.Helper()
+	root := os.DirFS(from)
+	err := fs.WalkDir(root, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || d.Type()&fs.ModeType != 0 || path == ".lock" {
+			return err
+		}
+		raw, err := fs.ReadFile(root, path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(to+"/"+path, raw, 0o600)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func forServer(t *testing.T, m *maker, key any) []byte {
+	t.Helper()
+	template := m.template(t, "id:49465800")
+	template.ExtraExtensions = template.ExtraExtensions[:1]
+	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	return certify(t, template, m.authority, key, m.key).Raw
+}
+
+func withUnknown(t *testing.T, m *maker, key any) []byte {
+	t.Helper()
+	template := m.template(t, "id:49465800")
+	unknown := template.ExtraExtensions[1]
+	unknown.Id, unknown.Critical = []int{1, 2, 3, 4}, true
+	template.ExtraExtensions = append(template.ExtraExtensions, unknown)
+	return certify(t, template, m.authority, key, m.key).Raw
+}

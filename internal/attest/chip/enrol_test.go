@@ -1,0 +1,169 @@
+//go:build linux
+
+package chip_test
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"testing"
+
+	"pfoertner/internal/attest"
+	"pfoertner/internal/attest/bootlog"
+	"pfoertner/internal/attest/bootlog/bootlogtest"
+	"pfoertner/internal/attest/chip"
+	agentv1 "pfoertner/proto/pfoertner/agent/v1"
+)
+
+func challengeFor(t testing.TB, ek *chip.Endorsement, ak, tls *chip.Key) (*agentv1.Challenge, *attest.Expectation) {
+	t.Helper()
+	claim, err := attest.ParseClaim(chip.Hello(ek, ak, tls), tls.Public().(*ecdsa.PublicKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ch, e, err := claim.NewChallenge()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ch, e
+}
+
+// enrolment is one, between a machine and a collector, message by message.
+type enrolment struct {
+	pc       *pc
+	ek       *chip.Endorsement
+	ak, tls  *chip.Key
+	exporter []byte
+
+	hello       *agentv1.Hello
+	transcript  []byte
+	claim       *attest.Claim
+	challenge   *agentv1.Challenge
+	expectation *attest.Expectation
+}
+
+func newEnrolment(t testing.TB, p *pc) *enrolment {
+	t.Helper()
+	e := &enrolment{pc: p, ek: p.endorsement(t), ak: p.newAK(t), tls: p.newKey(t), exporter: bytes.Repeat([]byte{7}, 32)}
+	e.open(t)
+	return e
+}
+
+// open says hello, and has the collector ask.
+func (e *enrolment) open(t testing.TB) {
+	t.Helper()
+	e.hello = &agentv1.Hello{Token: "token", Csr: must(attest.NewRequest(e.tls))(t), Tpm: chip.Hello(e.ek, e.ak, e.tls)}
+	e.transcript = must(attest.Transcript(e.hello))(t)
+	key := must(attest.ParseRequest(e.hello.GetCsr()))(t)
+	e.claim = must(attest.ParseClaim(e.hello.GetTpm(), key))(t)
+	var err error
+	if e.challenge, e.expectation, err = e.claim.NewChallenge(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (e *enrolment) answer(t testing.TB) *chip.Answer {
+	t.Helper()
+	return must(e.pc.Answer(e.ek, e.ak, e.tls, e.challenge, e.exporter, e.transcript))(t)
+}
+
+func (e *enrolment) verify(a *chip.Answer) (*attest.Attested, error) {
+	return e.expectation.Verify(a.Proof, a.PCRs, e.exporter, e.transcript)
+}
+
+func TestGenuineMachineEnrols(t *testing.T) {
+	p, m := newPC(t), newMaker(t, "ACME")
+	p.store(t, 0x01C00002, m.certificate(t, p.endorsementKey(t), "id:49465800"))
+	p.boot(t, bootlogtest.SecureBoot())
+	e := newEnrolment(t, p)
+
+	maker, err := e.claim.Endorsement(m.trust(), produced.AddDate(1, 0, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if maker.Manufacturer != "IFX" || maker.Model != "SLB9670" || maker.Version != "id:0755" || maker.Virtual {
+		t.Errorf("maker %+v", maker)
+	}
+	if e.hello.GetTpm().GetManufacturer() != "IBM" || e.hello.GetTpm().GetFirmwareVersion() == "" {
+		t.Errorf("the TPM says it is by %q, firmware %q", e.hello.GetTpm().GetManufacturer(), e.hello.GetTpm().GetFirmwareVersion())
+	}
+	got, err := e.verify(e.answer(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.BootError != nil || got.Boot.SecureBoot != bootlog.Yes || len(got.Boot.Loaders) != 2 {
+		t.Errorf("boot %+v, %v", got.Boot, got.BootError)
+	}
+	if !bytes.Equal(got.PCRs[7], bootlogtest.SecureBoot().PCR(7)) {
+		t.Errorf("PCR 7: %x", got.PCRs[7])
+	}
+	if len(must(e.claim.EndorsementHash())(t)) != 32 || len(must(e.claim.Fingerprint())(t)) != 29 {
+		t.Error("the endorsement key has no hash or fingerprint")
+	}
+}
+
+// Without values the log alone must lead to the quote.
+func TestQuoteIsOpenedByTheLogAlone(t *testing.T) {
+	p := newPC(t)
+	p.boot(t, bootlogtest.SecureBoot())
+	e := newEnrolment(t, p)
+	a := e.answer(t)
+	a.PCRs = nil
+	got, err := e.verify(a)
+	if err != nil || got.BootError != nil || got.Boot.SecureBoot != bootlog.Yes {
+		t.Errorf("%+v, %v", got, err)
+	}
+	a.Proof.EventLog = bootlogtest.New().Log()
+	got, err = e.verify(a)
+	if err != nil || got.PCRs != nil || got.Boot.SecureBoot != bootlog.Unknown {
+		t.Errorf("%+v, %v", got, err)
+	}
+	wantError(t, got.BootError, bootlog.ErrLog)
+}
+
+// What operating systems measure after the log has ended changes nothing.
+func TestMeasurementsBesideTheLog(t *testing.T) {
+	p := newPC(t)
+	p.boot(t, bootlogtest.SecureBoot())
+	log := p.log
+	p.boot(t, bootlogtest.New().Text(11, "enter-initrd"))
+	p.log = log
+	e := newEnrolment(t, p)
+	got, err := e.verify(e.answer(t))
+	if err != nil || got.BootError != nil || got.Boot.SecureBoot != bootlog.Yes {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+func TestClockFollowsThroughResets(t *testing.T) {
+	p := newPC(t)
+	ak := p.newAK(t)
+	clock := func() attest.Clock {
+		q := must(p.Quote(ak, attest.QuotedPCRs(), make([]byte, 32)))(t)
+		public := must(attest.ParseAttestationKey(ak.Area()))(t)
+		return must(attest.VerifyQuote(public, attest.QuotedPCRs(), make([]byte, 32), q.Message, q.Signature))(t).Clock
+	}
+	first := clock()
+	if again := clock(); !again.Follows(first) {
+		t.Errorf("%+v, then %+v", first, again)
+	}
+	p.powerCycle(t)
+	if later := clock(); !later.Follows(first) || first.Follows(later) || later.ResetCount != first.ResetCount+1 {
+		t.Errorf("%+v, after a reset %+v", first, later)
+	}
+}
+
+func TestAnswerOnlyToProperChallenges(t *testing.T) {
+	e := newEnrolment(t, newPC(t))
+	for name, change := range map[string]func(*agentv1.Challenge){
+		"short nonce":       func(c *agentv1.Challenge) { c.Nonce = c.Nonce[:31] },
+		"no nonce to quote": func(c *agentv1.Challenge) { c.QuoteNonce = nil },
+		"PCR 24":            func(c *agentv1.Challenge) { c.Pcrs = []uint32{24} },
+		"no secret":         func(c *agentv1.Challenge) { c.CredentialBlob = nil },
+	} {
+		e.open(t)
+		change(e.challenge)
+		if _, err := e.pc.Answer(e.ek, e.ak, e.tls, e.challenge, e.exporter, e.transcript); err == nil {
+			t.Errorf("%s: answered", name)
+		}
+	}
+}
