@@ -50,7 +50,9 @@ func (p *patch) collectWindows(ctx context.Context, h Host, out *posturev1.Patch
 		}
 		out.PendingSecurity = uint32(len(pending))
 		out.Pending = slices.Clip(pending[:min(len(pending), posture.MaxListedUpdates)])
-		out.Contradictions = append(out.Contradictions, policy.against(answer.Service)...)
+		if errPolicy == nil {
+			out.Contradictions = append(out.Contradictions, policy.against(answer.Service)...)
+		}
 	}
 	out.RebootPending = restartPending(strong, weak, errStrong, answer)
 	if c := restartContradiction(strong, answer); c != nil {

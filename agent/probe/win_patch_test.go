@@ -325,7 +325,11 @@ func TestSourceIsNotKnownWhenThePolicyCannotBeRead(t *testing.T) {
 	n := newWindowsNotebook(nil)
 	n.registry[automaticUpdateKey+`\UseWUServer`] = errors.New("access is denied")
 	n.registry[updatePolicyKey+`\WUServer`] = "x"
+	n.search.Service = SearchedService{ServerSelection: selectedManagedServer}
 	p := n.patch(t)
+	if len(p.GetContradictions()) > 0 {
+		t.Errorf("half a policy contradicts nothing: %v", p.GetContradictions())
+	}
 	if p.GetWindowsUpdate().GetSource() != 0 || p.GetReading().GetState() != posturev1.ReadingState_READING_STATE_FAILED {
 		t.Errorf("source %v, reading %v", p.GetWindowsUpdate().GetSource(), p.GetReading())
 	}

@@ -42,7 +42,7 @@ func (p *platform) collectWindows(ctx context.Context, h Host, out *posturev1.Pl
 	errHotpatch := readHotpatch(w, out)
 	out.Reading.Reason = p.readExtendedSupport(ctx, h, out.Windows)
 
-	firmware, errFirmware := readFirmwareIdentity(w)
+	firmware, errFirmware := readSMBIOS(w)
 	out.Hypervisor = hypervisorOf(firmware)
 	out.FormFactor = formOfChassis(firmware.chassis, out.Hypervisor != "")
 	errSystem := p.collectWindowsSystem(ctx, h, out)
@@ -168,18 +168,6 @@ func (p *platform) readExtendedSupport(ctx context.Context, h Host, release *pos
 	}
 	release.ExtendedSupport = extendedSupport(licences, h.Now())
 	return ""
-}
-
-// readFirmwareIdentity is what the firmware says of the machine.
-func readFirmwareIdentity(w *Windows) (smbios, error) {
-	if w.Firmware == nil {
-		return smbios{}, errors.New("the firmware is not readable on this machine")
-	}
-	table, err := w.Firmware.SMBIOS()
-	if err != nil {
-		return smbios{}, fmt.Errorf("SMBIOS: %w", err)
-	}
-	return parseSMBIOS(table)
 }
 
 // hypervisorOf names the hypervisor by what its virtual firmware calls itself,
