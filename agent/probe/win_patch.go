@@ -46,7 +46,7 @@ func (p *patch) collectWindows(ctx context.Context, h Host, out *posturev1.Patch
 		pending := securityUpdates(answer.Pending)
 		if err == nil {
 			// A failed search offers nothing: that must not end a sighting.
-			update.Reading.Reason = p.ages.dateOffered(pending, h.Now())
+			update.Reading.Reason = p.ages.dateOffered(pending, answer.LastSearch, h.Now())
 		}
 		out.PendingSecurity = uint32(len(pending))
 		out.Pending = slices.Clip(pending[:min(len(pending), posture.MaxListedUpdates)])
@@ -150,8 +150,10 @@ const (
 
 // dateOffered fills in first_seen_at as date does. Windows offers an update
 // until it is installed or another takes its place: what is no longer offered
-// is forgotten.
-func (a *fixAges) dateOffered(pending []*posturev1.PendingUpdate, now time.Time) (note string) {
+// is forgotten. A sighting in the future was made by a clock that was ahead: it
+// counts from now on, or the update would stay new until then. That is not
+// believed of a clock that shows a time before the last search.
+func (a *fixAges) dateOffered(pending []*posturev1.PendingUpdate, searched, now time.Time) (note string) {
 	errLoad := a.load()
 	changed := false
 	offered := map[sightingKey]bool{}
@@ -162,8 +164,11 @@ func (a *fixAges) dateOffered(pending []*posturev1.PendingUpdate, now time.Time)
 		if !ok {
 			a.seen[key], seen, changed = now, now, true
 		}
-		if seen.After(now) { // the clock was wrong then, or is now
+		if seen.After(now) {
 			seen = now
+			if !searched.After(now) {
+				a.seen[key], changed = now, true
+			}
 		}
 		p.FirstSeenAt = timestamppb.New(seen)
 	}

@@ -335,6 +335,35 @@ func TestSourceIsNotKnownWhenThePolicyCannotBeRead(t *testing.T) {
 	}
 }
 
+// A clock that was once a year ahead must not keep an update new for a year.
+func TestUpdateSeenByAClockThatWasAheadAges(t *testing.T) {
+	n := newWindowsNotebook(nil)
+	n.search.Pending = []OfferedUpdate{securityUpdate("5094126")}
+	right := n.now
+	age := func(now time.Time) time.Duration {
+		n.now = now
+		p := n.patch(t).GetPending()
+		if len(p) != 1 {
+			t.Fatalf("pending: %v", p)
+		}
+		return now.Sub(p[0].GetFirstSeenAt().AsTime())
+	}
+	age(right.AddDate(1, 0, 0))
+	if got := age(right); got != 0 {
+		t.Errorf("with the clock put right it is pending for %v", got)
+	}
+	if got := age(right.AddDate(0, 0, 20)); got != 20*24*time.Hour {
+		t.Errorf("20 days later it is pending for %v", got)
+	}
+	// A clock that lost its time makes no update old.
+	if got := age(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)); got != 0 {
+		t.Errorf("in 2000 it is pending for %v", got)
+	}
+	if got := age(right.AddDate(0, 0, 21)); got != 21*24*time.Hour {
+		t.Errorf("a day after that it is pending for %v", got)
+	}
+}
+
 func merged(base, over keys) keys {
 	all := keys{}
 	for _, k := range []keys{base, over} {
