@@ -90,6 +90,7 @@ type events struct {
 type pace struct {
 	mu     sync.Mutex
 	last   uint32
+	cause  string
 	lastAt time.Time
 	limit  *rate.Limiter
 }
@@ -107,14 +108,20 @@ func (e *events) Enabled(_ context.Context, level slog.Level) bool { return leve
 // Handle implements slog.Handler.
 func (e *events) Handle(_ context.Context, r slog.Record) error {
 	id, text, ok := e.event(r)
-	if !ok || !e.shared.due(id, e.now()) {
+	if !ok {
 		return nil
 	}
-	lines := slices.Clone(e.given)
+	lines, cause := slices.Clone(e.given), ""
 	r.Attrs(func(a slog.Attr) bool {
 		lines = append(lines, e.line(a))
+		if a.Key == "error" {
+			cause = withoutNumbers(a.Value.String())
+		}
 		return true
 	})
+	if !e.shared.due(id, cause, e.now()) {
+		return nil
+	}
 	if len(lines) > 0 {
 		text += "\r\n\r\n" + strings.Join(lines, "\r\n")
 	}
@@ -142,18 +149,28 @@ func (e *events) event(r slog.Record) (id uint32, text string, ok bool) {
 	return 0, "", false
 }
 
-// due says whether an event is written now: not when it repeats the last one,
-// and not when there were very many.
-func (p *pace) due(id uint32, now time.Time) bool {
+// withoutNumbers makes errors equal that differ in ports and times alone.
+func withoutNumbers(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' {
+			return -1
+		}
+		return r
+	}, text)
+}
+
+// due says whether an event is written now: not when it repeats the last one
+// for the same cause, and not when there were very many.
+func (p *pace) due(id uint32, cause string, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if id == p.last && now.Sub(p.lastAt) < repeatAfter && id != otherWarning && id != otherError {
+	if id == p.last && cause == p.cause && now.Sub(p.lastAt) < repeatAfter && id != otherWarning && id != otherError {
 		return false
 	}
 	if !p.limit.AllowN(now, 1) {
 		return false
 	}
-	p.last, p.lastAt = id, now
+	p.last, p.cause, p.lastAt = id, cause, now
 	return true
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -77,6 +78,28 @@ func TestLogIsNotFilledWithTheSameEvent(t *testing.T) {
 
 // Administrators' tools watch for the numbers: none is used twice, and none is
 // outside of what Windows has a message for.
+// Whoever rolls the agent out waits for what changes: first the token is missing,
+// then it is refused.
+func TestAnotherCauseIsAnotherEvent(t *testing.T) {
+	l, a, now := log("en")
+	for _, cause := range []string{
+		"no token", "no token", "enrolment refused", "enrolment refused",
+		"read tcp 10.0.0.7:40312->10.0.0.1:7601: reset", "read tcp 10.0.0.7:40318->10.0.0.1:7601: reset",
+	} {
+		l.Warn("not enrolled yet", "error", errors.New(cause), "next_attempt_in", now.Minute())
+		*now = now.Add(time.Minute)
+	}
+	var causes []string
+	for _, entry := range a.entries {
+		_, cause, _ := strings.Cut(entry, "error: ")
+		cause, _, _ = strings.Cut(cause, "\r\n")
+		causes = append(causes, cause)
+	}
+	if want := []string{"no token", "enrolment refused", "read tcp 10.0.0.7:40312->10.0.0.1:7601: reset"}; !slices.Equal(causes, want) {
+		t.Errorf("written are %q", causes)
+	}
+}
+
 func TestNumbersOfEventsAreUniqueAndShowable(t *testing.T) {
 	seen := map[uint32]string{otherWarning: "other warning", otherError: "other error"}
 	for _, e := range Catalogue() {
