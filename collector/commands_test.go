@@ -95,7 +95,7 @@ var masks = []struct {
 	{regexp.MustCompile(`PFT(-[A-Z2-7]{4}){8}`), "PFT-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX"},
 	{regexp.MustCompile(`\b[0-9A-Z]{4}(-[0-9A-Z]{4}){5}\b`), "XXXX-XXXX-XXXX-XXXX-XXXX-XXXX"},
 	{regexp.MustCompile(`\b[0-9A-Z]{3}-[0-9A-Z]{3}\b`), "XXX-XXX"},
-	{regexp.MustCompile(`certificate_serial=[0-9a-f]+`), "certificate_serial=SERIAL"},
+	{regexp.MustCompile(`serial=[0-9a-f]+`), "serial=SERIAL"},
 	{regexp.MustCompile(`\b[0-9a-f]{64}\b`), "SHA-256"},
 	{regexp.MustCompile(`\b[0-9a-f]{16}\b`), "0123456789abcdef"},
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "127.0.0.1:PORT"},

@@ -3,6 +3,8 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -77,7 +79,8 @@ type Program struct {
 	intake   *intake.Service
 	metrics  *prometheus.Registry
 
-	agents, gates, operators, health net.Listener
+	agents, gates, operators *peers
+	health                   net.Listener
 }
 
 // open loads the state and binds the listeners. Nothing is answered before
@@ -91,7 +94,7 @@ func open(ctx context.Context, c Config, log *slog.Logger) (*Program, error) {
 }
 
 func (p *Program) open(ctx context.Context) (err error) {
-	if p.keys, err = authority.Load(filepath.Join(p.config.State, keysDir), time.Now); errors.Is(err, fs.ErrNotExist) {
+	if p.keys, err = authority.Load(p.keysDir(), time.Now); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s holds no keys yet: run pfoertner-collector init", p.config.State)
 	} else if err != nil {
 		return fmt.Errorf("loading keys: %w", err)
@@ -99,6 +102,7 @@ func (p *Program) open(ctx context.Context) (err error) {
 	if p.store, err = store.Open(ctx, filepath.Join(p.config.State, databaseFile), store.Options{}); err != nil {
 		return err
 	}
+	p.keys.RecordTo(p.recordKeys)
 	if p.registry, err = enrolment.NewRegistry(ctx, p.store); err != nil {
 		return fmt.Errorf("loading inventory: %w", err)
 	}
@@ -184,26 +188,37 @@ func (p *Program) openVerifier(ctx context.Context) error {
 	return nil
 }
 
-func (p *Program) listen() (err error) {
+func (p *Program) listen() error {
 	for _, l := range []struct {
-		into    *net.Listener
+		into    **peers
 		name    string
 		address string
 	}{
 		{&p.agents, "agents", p.config.Listen.Agents},
 		{&p.gates, "gates", p.config.Listen.Gates},
 		{&p.operators, "operators", p.config.Listen.Operators},
-		{&p.health, "health", p.config.Listen.Health},
 	} {
-		if l.address == "" {
-			continue
+		listener, err := p.listenFor(l.name, l.address)
+		if err != nil {
+			return err
 		}
-		if *l.into, err = net.Listen("tcp", l.address); err != nil {
-			return fmt.Errorf("listening for %s: %w", l.name, err)
-		}
-		p.log.Info("listening", "for", l.name, "address", (*l.into).Addr().String())
+		*l.into = newPeers(listener)
 	}
-	return nil
+	if p.config.Listen.Health == "" {
+		return nil
+	}
+	var err error
+	p.health, err = p.listenFor("health", p.config.Listen.Health)
+	return err
+}
+
+func (p *Program) listenFor(name, address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listening for %s: %w", name, err)
+	}
+	p.log.Info("listening", "for", name, "address", l.Addr().String())
+	return l, nil
 }
 
 // Run serves until ctx ends or a part of the collector fails.
@@ -225,6 +240,7 @@ func (p *Program) Run(ctx context.Context) error {
 	part("gates' listener", serveGRPC(p.gateServer(), p.gates))
 	part("operators' listener", serveGRPC(p.operatorServer(ctx), p.operators))
 	part("housekeeping", p.keepHouse)
+	part("following the CAs", p.followKeys)
 	if p.health != nil {
 		part("health listener", p.serveHealth)
 	}
@@ -236,13 +252,13 @@ func (p *Program) Run(ctx context.Context) error {
 // Close gives back what open took.
 func (p *Program) Close() error {
 	var errs []error
-	for _, l := range []net.Listener{p.agents, p.gates, p.operators, p.health} {
-		if l == nil {
-			continue
+	for _, l := range []*peers{p.agents, p.gates, p.operators} {
+		if l != nil {
+			errs = append(errs, closeListener(l))
 		}
-		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
-			errs = append(errs, err)
-		}
+	}
+	if p.health != nil {
+		errs = append(errs, closeListener(p.health))
 	}
 	if p.store != nil {
 		errs = append(errs, p.store.Close())
@@ -250,10 +266,19 @@ func (p *Program) Close() error {
 	return errors.Join(errs...)
 }
 
+func closeListener(l net.Listener) error {
+	if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
 func (p *Program) agentServer() *grpc.Server {
 	limits := enrolment.DefaultLimits()
 	limits.AttemptsPerPeer = enrolment.Rate{PerSecond: float64(p.config.EnrolmentsPerMinute) / 60, Burst: p.config.EnrolmentsPerMinute}
-	s := grpc.NewServer(intake.ServerOptions(p.intake.TLS(p.keys.ServerCertificate, p.keys.Devices()))...)
+	s := grpc.NewServer(intake.ServerOptions(mtls.Following(func() *tls.Config {
+		return p.intake.TLS(p.keys.ServerCertificate, p.keys.Devices())
+	}))...)
 	agentv1.RegisterSessionServiceServer(s, p.intake)
 	agentv1.RegisterEnrolmentServiceServer(s, enrolment.NewServer(enrolment.ServerOptions{
 		Registry: p.registry,
@@ -267,12 +292,7 @@ func (p *Program) agentServer() *grpc.Server {
 
 func (p *Program) gateServer() *grpc.Server {
 	key, _ := p.keys.LeaseSigner()
-	s := grpc.NewServer(append(gateway.ServerOptions(),
-		grpc.Creds(credentials.NewTLS(mtls.ServerConfig(mtls.ServerOptions{
-			Certificate: p.keys.ServerCertificate,
-			Clients:     p.keys.Gates(),
-			Role:        mtls.RoleGate,
-		}))))...)
+	s := grpc.NewServer(append(gateway.ServerOptions(), p.credentials(mtls.RoleGate, p.keys.Gates))...)
 	gatev1.RegisterGateServiceServer(s, gateway.New(gateway.Options{
 		Desk:   p.desk,
 		Audit:  p.store,
@@ -304,11 +324,15 @@ func (p *Program) operatorServer(ctx context.Context) *grpc.Server {
 
 		Now: time.Now,
 		Log: p.log.With("room", "fleet"),
-	}, grpc.Creds(credentials.NewTLS(mtls.ServerConfig(mtls.ServerOptions{
-		Certificate: p.keys.ServerCertificate,
-		Clients:     p.keys.Operators(),
-		Role:        mtls.RoleOperator,
-	}))))
+	}, p.credentials(mtls.RoleOperator, p.keys.Operators))
+}
+
+// credentials let in whoever has a certificate of the role under the CAs that
+// are accepted at the time.
+func (p *Program) credentials(role mtls.Role, accepted func() *x509.CertPool) grpc.ServerOption {
+	return grpc.Creds(credentials.NewTLS(mtls.Following(func() *tls.Config {
+		return mtls.ServerConfig(mtls.ServerOptions{Certificate: p.keys.ServerCertificate, Clients: accepted(), Role: role})
+	})))
 }
 
 // serveGRPC serves until the context ends. Streams live as long as notebooks
@@ -320,13 +344,17 @@ func serveGRPC(s *grpc.Server, l net.Listener) func(context.Context) error {
 	}
 }
 
-// keepHouse trims history and renews the collector's own certificates.
+// keepHouse trims history, renews the collector's own certificates, and removes
+// CAs that have retired.
 func (p *Program) keepHouse(ctx context.Context) error {
 	tick := time.NewTicker(housekeeping)
 	defer tick.Stop()
 	for {
 		if err := p.keys.Renew(); err != nil {
 			p.log.Error("own certificates not renewed", "error", err)
+		}
+		if err := (authority.Rotation{Dir: p.keysDir(), Record: p.recordKeys}).Tidy(); err != nil {
+			p.log.Error("retired CAs not removed", "error", err)
 		}
 		if n, err := p.store.Trim(ctx, time.Now().Add(-p.config.KeepHistory)); err != nil {
 			p.log.Error("history not trimmed", "error", err)

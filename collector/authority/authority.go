@@ -171,27 +171,28 @@ func (h *held) take(dir string, g generation, roots []*x509.Certificate) error {
 	return nil
 }
 
-// Follow reads the directory again if its register has changed, and returns the
-// kinds of which a CA was revoked: connections under it have to end. Without a
-// change it is cheap. After an error the authority is what it was before.
-func (a *Authority) Follow() (revoked []string, err error) {
+// Follow reads the directory again if its register has changed, says whether it
+// has, and returns the kinds of which a CA was revoked: connections under it
+// have to end. Without a change it is cheap. After an error the authority is
+// what it was before.
+func (a *Authority) Follow() (changed bool, revoked []string, err error) {
 	text, err := registerText(a.dir)
 	if err != nil {
-		return nil, fmt.Errorf("following authority: %w", err)
+		return false, nil, fmt.Errorf("following authority: %w", err)
 	}
 	a.mu.RLock()
 	same := bytes.Equal(text, a.register)
 	a.mu.RUnlock()
 	if same {
-		return nil, nil
+		return false, nil, nil
 	}
 	fresh, err := read(a.dir)
 	if err != nil {
-		return nil, fmt.Errorf("following authority: %w", err)
+		return false, nil, fmt.Errorf("following authority: %w", err)
 	}
 	r, err := readRegister(a.dir)
 	if err != nil {
-		return nil, fmt.Errorf("following authority: %w", err)
+		return false, nil, fmt.Errorf("following authority: %w", err)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -203,7 +204,7 @@ func (a *Authority) Follow() (revoked []string, err error) {
 		}
 	}
 	a.held = fresh
-	return revoked, nil
+	return true, revoked, nil
 }
 
 func registerText(dir string) ([]byte, error) {

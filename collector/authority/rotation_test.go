@@ -69,7 +69,7 @@ func prints(t *testing.T, requests []byte) (expected []string) {
 
 func follow(t *testing.T, a *Authority) []string {
 	t.Helper()
-	revoked, err := a.Follow()
+	_, revoked, err := a.Follow()
 	if err != nil {
 		t.Fatal(err)
 	}

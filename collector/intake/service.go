@@ -65,6 +65,8 @@ type Reports interface {
 type Issuer interface {
 	IssueDevice(deviceID string, key crypto.PublicKey) (*authority.Certificate, error)
 	TrustBundle() [][]byte
+	// RenewAfter is when the holder of a certificate should ask for the next.
+	RenewAfter(device *x509.Certificate) time.Time
 }
 
 // Options is what the service needs.

@@ -133,8 +133,7 @@ func (st *session) welcome(hello *agentv1.ClientHello) error {
 	if _, err := rand.Read(st.nonce); err != nil {
 		return err
 	}
-	// A third of the life, as authority.DeviceRenewAfter is.
-	renew := st.cert.NotBefore.Add(st.cert.NotAfter.Sub(st.cert.NotBefore) / 3).Sub(now)
+	renew := st.service.Issuer.RenewAfter(st.cert).Sub(now)
 	st.interval = st.service.ReportInterval()
 	err := st.send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Welcome{Welcome: &agentv1.Welcome{
 		Capability: posture.Capability, Nonce: st.nonce, CollectorVersion: st.service.Version,

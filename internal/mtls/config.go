@@ -56,6 +56,19 @@ func ServerConfig(o ServerOptions) *tls.Config {
 	return c
 }
 
+// Following is the configuration of a gRPC listener whose trust changes while
+// it runs: current is asked at every handshake.
+func Following(current func() *tls.Config) *tls.Config {
+	c := current()
+	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		fresh := current()
+		// gRPC adds its protocol only to the configuration that it is given.
+		fresh.NextProtos = []string{"h2"}
+		return fresh, nil
+	}
+	return c
+}
+
 // ClientOptions says who a client is and which collector it accepts.
 type ClientOptions struct {
 	// Certificate returns the client's own certificate; asked at every
