@@ -101,6 +101,22 @@ func TestGenuineMachineEnrols(t *testing.T) {
 	}
 }
 
+// A key for the VPN is certified like the TLS key, but cannot be taken for it.
+func TestKeyForTheVPN(t *testing.T) {
+	p := newPC(t)
+	ak, vpn := p.newAK(t), p.newKey(t)
+	public, key := must(attest.ParseAttestationKey(ak.Area()))(t), must(attest.ParseSigningKey(vpn.Area()))(t)
+	nonce, exporter := bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 32)
+	message, signature, err := p.Certify(ak, vpn, attest.Qualify(attest.PurposeVPN, nonce, exporter))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := attest.VerifyCertify(public, key, attest.Qualify(attest.PurposeVPN, nonce, exporter), message, signature); err != nil {
+		t.Error(err)
+	}
+	wantError(t, attest.VerifyCertify(public, key, attest.Qualify(attest.PurposeCertify, nonce, exporter), message, signature), attest.ErrReplay)
+}
+
 // Without values the log alone must lead to the quote.
 func TestQuoteIsOpenedByTheLogAlone(t *testing.T) {
 	p := newPC(t)
@@ -118,6 +134,19 @@ func TestQuoteIsOpenedByTheLogAlone(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	wantError(t, got.BootError, bootlog.ErrLog)
+}
+
+func TestManyPCRsAreQuoted(t *testing.T) {
+	p := newPC(t)
+	p.boot(t, bootlogtest.SecureBoot())
+	all := make([]uint32, 24)
+	for i := range all {
+		all[i] = uint32(i)
+	}
+	q := must(p.Quote(p.newAK(t), all, make([]byte, 32)))(t)
+	if len(q.Values) != 24 || !bytes.Equal(q.Values[7], bootlogtest.SecureBoot().PCR(7)) {
+		t.Errorf("%x", q.Values)
+	}
 }
 
 // What operating systems measure after the log has ended changes nothing.
@@ -158,6 +187,7 @@ func TestAnswerOnlyToProperChallenges(t *testing.T) {
 		"short nonce":       func(c *agentv1.Challenge) { c.Nonce = c.Nonce[:31] },
 		"no nonce to quote": func(c *agentv1.Challenge) { c.QuoteNonce = nil },
 		"PCR 24":            func(c *agentv1.Challenge) { c.Pcrs = []uint32{24} },
+		"PCRs in disorder":  func(c *agentv1.Challenge) { c.Pcrs = []uint32{7, 4} },
 		"no secret":         func(c *agentv1.Challenge) { c.CredentialBlob = nil },
 	} {
 		e.open(t)

@@ -1,0 +1,346 @@
+package attest
+
+import (
+	"bytes"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/json"
+	"math/big"
+	"os"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"pfoertner/internal/attest/bootlog"
+	agentv1 "pfoertner/proto/pfoertner/agent/v1"
+)
+
+// recorded is an enrolment that was recorded with a real TPM program (package
+// chip, TestRecordTranscripts).
+type recorded struct {
+	Hello, Challenge, Proof []byte
+	PCRs                    [][]byte
+	Exporter, Secret        []byte
+	Root, Intermediate      []byte
+
+	hello     *agentv1.Hello
+	challenge *agentv1.Challenge
+	proof     *agentv1.Proof
+	trust     Trust
+	at        time.Time
+}
+
+func load(t testing.TB, name string) *recorded {
+	t.Helper()
+	raw, err := os.ReadFile("testdata/enrolment-" + name + ".json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &recorded{hello: &agentv1.Hello{}, challenge: &agentv1.Challenge{}, proof: &agentv1.Proof{}, at: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
+	if err := json.Unmarshal(raw, r); err != nil {
+		t.Fatal(err)
+	}
+	for m, b := range map[proto.Message][]byte{r.hello: r.Hello, r.challenge: r.Challenge, r.proof: r.Proof} {
+		if err := proto.Unmarshal(b, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.trust = Trust{Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool()}
+	r.trust.Roots.AddCert(r.certificate(t, r.Root))
+	r.trust.Intermediates.AddCert(r.certificate(t, r.Intermediate))
+	return r
+}
+
+func (r *recorded) certificate(t testing.TB, der []byte) *x509.Certificate {
+	t.Helper()
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// verify is all that a collector does to judge an enrolment.
+func (r *recorded) verify() (*Attested, error) {
+	csr, err := ParseRequest(r.hello.GetCsr())
+	if err != nil {
+		return nil, err
+	}
+	claim, err := ParseClaim(r.hello.GetTpm(), csr)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := claim.Endorsement(r.trust, r.at); err != nil {
+		return nil, err
+	}
+	if _, err := claim.EndorsementHash(); err != nil {
+		return nil, err
+	}
+	_, e, err := claim.NewChallenge()
+	if err != nil {
+		return nil, err
+	}
+	// The recorded answer is to the recorded challenge.
+	e.secret, e.nonce, e.quoteNonce = r.Secret, r.challenge.GetNonce(), r.challenge.GetQuoteNonce()
+	transcript, err := Transcript(r.hello)
+	if err != nil {
+		return nil, err
+	}
+	return e.Verify(r.proof, r.PCRs, r.Exporter, transcript)
+}
+
+func TestRecordedEnrolmentsVerify(t *testing.T) {
+	for _, name := range []string{"rsa", "ecc"} {
+		got, err := load(t, name).verify()
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got.BootError != nil || got.Boot.SecureBoot != bootlog.Yes {
+			t.Errorf("%s: boot %+v, %v", name, got.Boot, got.BootError)
+		}
+	}
+}
+
+// BenchmarkVerifyEnrolment verifies enrolments on one core, beside their bare
+// signature and certificate operations: ratio is how much of the time those
+// take.
+func BenchmarkVerifyEnrolment(b *testing.B) {
+	for _, name := range []string{"rsa", "ecc"} {
+		b.Run(name, func(b *testing.B) {
+			r := load(b, name)
+			bare := r.bare(b)
+			var whole, floor time.Duration
+			n := 0
+			for b.Loop() {
+				start := time.Now()
+				if _, err := r.verify(); err != nil {
+					b.Fatal(err)
+				}
+				between := time.Now()
+				bare(b)
+				whole, floor = whole+between.Sub(start), floor+time.Since(between)
+				n++
+			}
+			b.ReportMetric(float64(n)/whole.Seconds(), "enrolments/s")
+			b.ReportMetric(floor.Seconds()/whole.Seconds(), "ratio")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// bare returns the operations that no implementation can do without: parse the
+// request and verify its signature, parse the endorsement certificate and
+// verify two signatures of its chain, encrypt to the endorsement key, verify
+// proof, certification and quote.
+func (r *recorded) bare(b *testing.B) func(*testing.B) {
+	b.Helper()
+	csr, err := ParseRequest(r.hello.GetCsr())
+	if err != nil {
+		b.Fatal(err)
+	}
+	claim, err := ParseClaim(r.hello.GetTpm(), csr)
+	if err != nil {
+		b.Fatal(err)
+	}
+	root, authority := r.certificate(b, r.Root), r.certificate(b, r.Intermediate)
+	transcript, err := Transcript(r.hello)
+	if err != nil {
+		b.Fatal(err)
+	}
+	enrol := EnrolDigest(r.challenge.GetNonce(), r.Exporter, transcript)
+	certify, quote := sha256.Sum256(r.proof.GetCertify()), sha256.Sum256(r.proof.GetQuote())
+	return func(b *testing.B) {
+		request, err := x509.ParseCertificateRequest(r.hello.GetCsr())
+		if err != nil || request.CheckSignature() != nil {
+			b.Fatal("request")
+		}
+		cert, err := x509.ParseCertificate(r.hello.GetTpm().GetEkCertificates()[0])
+		if err != nil || cert.CheckSignatureFrom(authority) != nil || authority.CheckSignatureFrom(root) != nil {
+			b.Fatal("chain")
+		}
+		encrypt(b, claim)
+		ok := ecdsa.VerifyASN1(claim.TLS.Public, enrol, r.proof.GetSignature()) &&
+			verifyRaw(claim.AK.Public, certify[:], r.proof.GetCertifySignature()) &&
+			verifyRaw(claim.AK.Public, quote[:], r.proof.GetQuoteSignature())
+		if !ok {
+			b.Fatal("proof")
+		}
+	}
+}
+
+func verifyRaw(key *ecdsa.PublicKey, digest, signature []byte) bool {
+	r := reader{rest: signature[4:]}
+	return ecdsa.Verify(key, digest, new(big.Int).SetBytes(r.sized()), new(big.Int).SetBytes(r.sized()))
+}
+
+func encrypt(b *testing.B, claim *Claim) {
+	switch ek := claim.EK.(type) {
+	case *rsa.PublicKey:
+		if _, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, ek, make([]byte, 32), []byte("IDENTITY\x00")); err != nil {
+			b.Fatal(err)
+		}
+	case *ecdsa.PublicKey:
+		to, err := ek.ECDH()
+		if err != nil {
+			b.Fatal(err)
+		}
+		ephemeral, err := ecdh.P256().GenerateKey(rand.Reader)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := ephemeral.ECDH(to); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func TestKeysBeginAsTheTemplatesSay(t *testing.T) {
+	for _, template := range append(EndorsementKeys(), AttestationKey(), SigningKey(), StorageKey()) {
+		if !SameTemplate(template, template.Area) {
+			t.Errorf("%x is not of its own template", template.Area)
+		}
+	}
+	if SameTemplate(AttestationKey(), SigningKey().Area) || SameTemplate(Template{Area: []byte("x")}, []byte("x")) {
+		t.Error("different templates count as the same")
+	}
+}
+
+func TestMalformedAreas(t *testing.T) {
+	good := load(t, "rsa").hello.GetTpm()
+	ak := good.GetAkPublic()
+	for name, area := range map[string][]byte{
+		"nothing": nil, "cut off": ak[:len(ak)-1], "followed by more": append(bytes.Clone(ak), 0), "too long": make([]byte, maxArea+1),
+		"no point":          []byte(akArea + "\x00\x00\x00\x00"),
+		"not on the curve":  append(bytes.Clone(ak[:len(ak)-1]), ak[len(ak)-1]^1),
+		"a long coordinate": append([]byte(akArea+"\x00\x21"), make([]byte, 0x21+2)...),
+	} {
+		if _, err := ParseAttestationKey(area); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
+	ek := good.GetEkPublic()
+	even := bytes.Clone(ek)
+	even[len(even)-1] &^= 1
+	for name, area := range map[string][]byte{
+		"nothing": nil, "cut off": ek[:len(ek)-1], "even": even, "short modulus": []byte(ekRSA + "\x00\x01\x03"),
+		"leading zero": append([]byte(ekRSA+"\x01\x00\x00"), ek[len(ek)-255:]...),
+	} {
+		if _, err := ParseEndorsementKey(area); err == nil {
+			t.Errorf("endorsement key %s: taken", name)
+		}
+	}
+}
+
+// Some TPMs leave leading zeros of coordinates out.
+func TestCoordinatesWithoutLeadingZeros(t *testing.T) {
+	for {
+		key := newKey(t)
+		raw, err := key.PublicKey.Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if raw[1] != 0 {
+			continue
+		}
+		area := append([]byte(akArea+"\x00\x1f"), raw[2:33]...)
+		area = append(append(area, 0, 32), raw[33:]...)
+		got, err := ParseAttestationKey(area)
+		if err != nil || !got.Public.Equal(&key.PublicKey) || got.Public.Curve != elliptic.P256() {
+			t.Errorf("%v, %v", got, err)
+		}
+		return
+	}
+}
+
+func TestClockFollows(t *testing.T) {
+	base := Clock{Milliseconds: 100, ResetCount: 7, RestartCount: 2}
+	for name, tc := range map[string]struct {
+		later Clock
+		want  bool
+	}{
+		"the same":           {base, true},
+		"later":              {Clock{Milliseconds: 101, ResetCount: 7, RestartCount: 2}, true},
+		"earlier":            {Clock{Milliseconds: 99, ResetCount: 7, RestartCount: 2}, false},
+		"after a resume":     {Clock{Milliseconds: 101, ResetCount: 7, RestartCount: 3}, true},
+		"before a resume":    {Clock{Milliseconds: 101, ResetCount: 7, RestartCount: 1}, false},
+		"after a reset":      {Clock{Milliseconds: 5, ResetCount: 8}, true},
+		"before a reset":     {Clock{Milliseconds: 500, ResetCount: 6, RestartCount: 9}, false},
+		"far beyond a reset": {Clock{ResetCount: 7 + 1<<31}, false},
+	} {
+		if got := tc.later.Follows(base); got != tc.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if over := (Clock{ResetCount: 1}); !over.Follows(Clock{ResetCount: 1<<32 - 1}) {
+		t.Error("a count that went around does not follow")
+	}
+}
+
+func FuzzParseClaim(f *testing.F) {
+	for _, name := range []string{"rsa", "ecc"} {
+		tpm := load(f, name).hello.GetTpm()
+		f.Add(tpm.GetEkPublic(), tpm.GetAkPublic(), tpm.GetTlsKeyPublic())
+	}
+	f.Fuzz(func(t *testing.T, ek, ak, tls []byte) {
+		key, err := ParseSigningKey(tls)
+		if err != nil {
+			return
+		}
+		claim, err := ParseClaim(&agentv1.TpmIdentity{EkPublic: ek, AkPublic: ak, TlsKeyPublic: tls}, key.Public)
+		if err != nil {
+			return
+		}
+		if _, _, err := claim.NewChallenge(); err != nil {
+			t.Errorf("a claim that cannot be challenged: %v", err)
+		}
+	})
+}
+
+// The signature hides what is behind it from a fuzzer: here every message is
+// properly signed.
+func FuzzStatement(f *testing.F) {
+	r := load(f, "ecc")
+	f.Add(r.proof.GetCertify(), []byte("asked"))
+	f.Add(r.proof.GetQuote(), []byte{})
+	signer := newKey(f)
+	ak := &Key{Public: &signer.PublicKey}
+	f.Fuzz(func(t *testing.T, message, asked []byte) {
+		sum := sha256.Sum256(message)
+		rs, ss, err := ecdsa.Sign(rand.Reader, signer, sum[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		sig := []byte("\x00\x18\x00\x0b\x00\x20")
+		sig = append(sig, rs.FillBytes(make([]byte, 32))...)
+		sig = append(append(sig, 0, 32), ss.FillBytes(make([]byte, 32))...)
+		if q, err := VerifyQuote(ak, QuotedPCRs(), asked, message, sig); err == nil && len(q.Digest) != 32 {
+			t.Error("quote without a digest")
+		}
+		if err := VerifyCertify(ak, &Key{Name: []byte("name")}, asked, message, sig); err == nil && !bytes.Contains(message, []byte("name")) {
+			t.Error("certified what is not there")
+		}
+		_ = verifySignature(ak.Public, message, asked)
+	})
+}
+
+func FuzzEndorsement(f *testing.F) {
+	r := load(f, "rsa")
+	f.Add(r.hello.GetTpm().GetEkCertificates()[0])
+	claim, err := parseEndorsementKey(r.hello.GetTpm().GetEkPublic())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, der []byte) {
+		if cert, err := x509.ParseCertificate(der); err == nil {
+			_, _ = certifiedKey(cert)
+			_, _ = makerOf(cert)
+		}
+		_, _ = VerifyEndorsement(claim, [][]byte{der, r.Intermediate}, r.trust, r.at)
+	})
+}
