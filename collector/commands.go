@@ -46,7 +46,7 @@ func newRoot(out, progress io.Writer) *cobra.Command {
 		newServe(), newInit(out), newBundle(out), newVersion(out),
 		c.inventory(), c.bind(), c.token(), c.setState(),
 		c.devices(), c.explain(), c.sessions(), c.events(),
-		c.policy(), c.references(), c.audit(), c.appraise(),
+		c.policy(), c.references(), c.audit(), c.appraise(), c.ca(),
 	)
 	return root
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -30,7 +31,7 @@ func newInit(out io.Writer) *cobra.Command {
 		Use:   "init --name HOST --operator-name NAME",
 		Short: "Make the keys of a new collector and its first operator",
 		Args:  cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := loadConfig(configFile)
 			if err != nil {
 				return err
@@ -44,7 +45,11 @@ func newInit(out io.Writer) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := a.WriteOperator(operatorDir, operator); err != nil {
+			err = recording(cmd.Context(), c, func(record authority.Recorder) error {
+				a.RecordTo(record)
+				return a.WriteOperator(operatorDir, operator)
+			})
+			if err != nil {
 				return fmt.Errorf("writing the operator's certificate: %w", err)
 			}
 			pin, err := caFingerprint(filepath.Join(operatorDir, "server-ca.crt"))
@@ -54,7 +59,9 @@ func newInit(out io.Writer) *cobra.Command {
 			fmt.Fprintf(out, "keys:              %s\n", keys)
 			fmt.Fprintf(out, "operator %s:  %s\n", operator, operatorDir)
 			fmt.Fprintf(out, "CA fingerprint:    %s\n", pin)
-			fmt.Fprintf(out, "Move %s to a safe place: it is needed only to replace an issuing CA.\n", filepath.Join(keys, "root-ca.key"))
+			if _, err := os.Stat(filepath.Join(keys, "root-ca.key")); err == nil {
+				fmt.Fprintln(out, "Move the root's key to a safe place with `pfoertner-collector ca move-root DIR`: it is needed only to replace an issuing CA.")
+			}
 			return nil
 		},
 	}
@@ -71,11 +78,12 @@ func newInit(out io.Writer) *cobra.Command {
 // own machine.
 func newBundle(out io.Writer) *cobra.Command {
 	var configFile, dir string
+	var renew bool
 	cmd := &cobra.Command{
 		Use:   "bundle gate|operator|signer NAME --out DIR",
 		Short: "Make key and certificate for a gateway, an operator or a signer of reference values (on the collector's machine)",
 		Args:  cobra.ExactArgs(2),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := loadConfig(configFile)
 			if err != nil {
 				return err
@@ -84,16 +92,19 @@ func newBundle(out io.Writer) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("loading the collector's keys: %w", err)
 			}
-			switch args[0] {
-			case "gate":
-				err = a.WriteGate(dir, args[1])
-			case "operator":
-				err = a.WriteOperator(dir, args[1])
-			case "signer":
-				err = a.WriteReferenceSigner(dir, args[1])
-			default:
+			role, ok := map[string]mtls.Role{
+				"gate": mtls.RoleGate, "operator": mtls.RoleOperator, "signer": mtls.RoleReferenceSigner,
+			}[args[0]]
+			if !ok {
 				return fmt.Errorf("%q is neither gate, operator nor signer", args[0])
 			}
+			err = recording(cmd.Context(), c, func(record authority.Recorder) error {
+				a.RecordTo(record)
+				if renew {
+					return a.RenewBundle(dir, role, args[1])
+				}
+				return a.WriteBundle(dir, role, args[1])
+			})
 			if err != nil {
 				return fmt.Errorf("writing the bundle: %w", err)
 			}
@@ -103,6 +114,7 @@ func newBundle(out io.Writer) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&configFile, "config", "", "configuration file")
 	cmd.Flags().StringVar(&dir, "out", "", "directory to write to")
+	cmd.Flags().BoolVar(&renew, "renew", false, "replace the certificate in the directory, for the same key, and the collectors' CAs; the key may be elsewhere")
 	cobra.CheckErr(cmd.MarkFlagRequired("out"))
 	return cmd
 }

@@ -33,26 +33,25 @@ var bundles = []bundle{
 	{mtls.RoleReferenceSigner, ReferenceSignerFile, kindServer},
 }
 
-// WriteOperator makes a key and certificate for an operator and writes
-// operator.crt, operator.key and server-ca.crt into dir.
+// WriteOperator is WriteBundle for an operator: operator.crt, operator.key.
 func (a *Authority) WriteOperator(dir, name string) error {
-	return a.writeBundle(dir, mtls.RoleOperator, name)
+	return a.WriteBundle(dir, mtls.RoleOperator, name)
 }
 
-// WriteGate makes a key and certificate for a gateway and writes gate.crt,
-// gate.key and server-ca.crt into dir.
+// WriteGate is WriteBundle for a gateway: gate.crt, gate.key.
 func (a *Authority) WriteGate(dir, name string) error {
-	return a.writeBundle(dir, mtls.RoleGate, name)
+	return a.WriteBundle(dir, mtls.RoleGate, name)
 }
 
-// WriteReferenceSigner makes a key and certificate that sign reference values
-// and VPN catalogues (internal/signed), and writes reference-signer.crt,
-// reference-signer.key and server-ca.crt into dir.
+// WriteReferenceSigner is WriteBundle for who signs reference values and VPN
+// catalogues (internal/signed): reference-signer.crt, reference-signer.key.
 func (a *Authority) WriteReferenceSigner(dir, name string) error {
-	return a.writeBundle(dir, mtls.RoleReferenceSigner, name)
+	return a.WriteBundle(dir, mtls.RoleReferenceSigner, name)
 }
 
-func (a *Authority) writeBundle(dir string, role mtls.Role, name string) error {
+// WriteBundle makes key and certificate for a gateway, an operator or a reference
+// signer, and writes them into dir, with server-ca.crt: whom it has to trust.
+func (a *Authority) WriteBundle(dir string, role mtls.Role, name string) error {
 	b := bundleOf(role)
 	key, err := attest.NewKey()
 	if err != nil {
@@ -71,7 +70,7 @@ func (a *Authority) writeBundle(dir string, role mtls.Role, name string) error {
 	return writePair(dir, b.file, cert.Chain, key)
 }
 
-// RenewBundle replaces, in a directory that one of the Write methods made, the
+// RenewBundle replaces, in a directory that WriteBundle made, the
 // certificate by one for the same key, and server-ca.crt by today's. The key
 // may be missing: it need not leave its machine. It returns an error, and
 // changes nothing, unless there is a certificate of this role and name that

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"pfoertner/internal/mtls"
 )
@@ -61,13 +62,29 @@ func writeFile(path string, content []byte) error {
 	}
 	defer os.Remove(f.Name())
 	_, err = f.Write(content)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+	if err := errors.Join(err, owned(f), f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// owned gives a file that root writes to the owner of its directory: the
+// service that has to read it may not be root.
+func owned(f *os.File) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(filepath.Dir(f.Name()))
+	if err != nil {
+		return err
+	}
+	if dir, ok := info.Sys().(*syscall.Stat_t); ok {
+		return f.Chown(int(dir.Uid), int(dir.Gid))
+	}
+	return nil
 }
 
 func syncDir(dir string) error {
