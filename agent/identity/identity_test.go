@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -330,6 +331,31 @@ func TestObtainTriesUntilTheCollectorIsThere(t *testing.T) {
 	case <-testcollector.Within(t).Done():
 		t.Error("never enrolled")
 	}
+}
+
+// The service waits, and somebody enrols at the command line.
+func TestObtainNoticesThatSomebodyElseHasEnrolled(t *testing.T) {
+	enrolled, err := testcollector.New(t).Enrolled(t, time.Hour).Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := open(t)
+	synctest.Test(t, func(t *testing.T) {
+		attempts, began := 0, time.Now()
+		err := s.Obtain(t.Context(), func() (identity.Enrolment, error) {
+			if attempts++; attempts == 8 { // attempts are minutes apart by now
+				began = time.Now()
+				return identity.Enrolment{}, errors.Join(identity.ErrNoToken, s.Save(enrolled))
+			}
+			return identity.Enrolment{}, identity.ErrNoToken
+		}, &patient{told: make(chan struct{}, 100)}, slog.New(slog.DiscardHandler))
+		if err != nil || attempts != 8 {
+			t.Errorf("after %d attempts %v", attempts, err)
+		}
+		if took := time.Since(began); took > 20*time.Second {
+			t.Errorf("noticed after %v", took)
+		}
+	})
 }
 
 func TestObtainEndsWithItsContext(t *testing.T) {

@@ -19,6 +19,9 @@ type Waiting interface {
 	NotYet(error)
 }
 
+// lookEvery is how often a notebook that waits looks at its own identity file.
+const lookEvery = 15 * time.Second
+
 // Obtain returns when there is a certificate: at once when there is one already,
 // be it expired or not, otherwise by enrolling with what prepare returns, again
 // and again. It returns an error when ctx ends, and ErrBroken.
@@ -41,12 +44,28 @@ func (s *State) Obtain(ctx context.Context, prepare func() (Enrolment, error), w
 		w.NotYet(err)
 		wait := patience(err, retry, refused)
 		log.Warn("not enrolled yet", "error", err, "next_attempt_in", wait.Round(time.Second))
-		timer := time.NewTimer(wait)
+		if err := s.await(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// await waits, but not much longer than until somebody else has enrolled this
+// notebook: a person at the command line. It returns an error when ctx ends.
+func (s *State) await(ctx context.Context, wait time.Duration) error {
+	timer, look := time.NewTimer(wait), time.NewTicker(lookEvery)
+	defer timer.Stop()
+	defer look.Stop()
+	for {
 		select {
 		case <-ctx.Done():
-			timer.Stop()
 			return context.Cause(ctx)
 		case <-timer.C:
+			return nil
+		case <-look.C:
+			if id, err := s.Load(); err == nil && id.Enrolled() {
+				return nil
+			}
 		}
 	}
 }

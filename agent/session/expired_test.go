@@ -1,9 +1,11 @@
 package session
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -38,17 +40,21 @@ func newOffice(t *testing.T) *office {
 	return o
 }
 
-// withToken lets the agent enrol with a token; empty: there is none. Refused
-// attempts follow quickly.
+// enrolment is with a token; empty: there is none.
+func (o *office) enrolment(token string) func() (identity.Enrolment, error) {
+	return func() (identity.Enrolment, error) {
+		if token == "" {
+			return identity.Enrolment{}, fmt.Errorf("%w: nobody brought one", identity.ErrNoToken)
+		}
+		return identity.Enrolment{Target: o.Target(), Pin: uplink.Pin{Fingerprint: o.Servers.Fingerprint()}, Token: token, Machine: &agentv1.Machine{}}, nil
+	}
+}
+
+// withToken lets the agent enrol with a token. Refused attempts follow quickly.
 func (o *office) withToken(token string) func(*agent) {
 	return func(a *agent) {
 		a.refused = &uplink.Backoff{Base: time.Millisecond, Cap: 10 * time.Millisecond}
-		a.Enrolment = func() (identity.Enrolment, error) {
-			if token == "" {
-				return identity.Enrolment{}, fmt.Errorf("%w: nobody brought one", identity.ErrNoToken)
-			}
-			return identity.Enrolment{Target: o.Target(), Pin: uplink.Pin{Fingerprint: o.Servers.Fingerprint()}, Token: token, Machine: &agentv1.Machine{}}, nil
-		}
+		a.Enrolment = o.enrolment(token)
 	}
 }
 
@@ -143,4 +149,33 @@ func TestReplacementThatWaitsForApprovalIsShown(t *testing.T) {
 	a.board.shows(t, status.Pending)
 	o.pending.Store(false)
 	opened(t, o.Collector)
+}
+
+// A person has removed a broken or wrong identity, as the messages say; the
+// service runs meanwhile.
+func TestRemovedIdentityIsObtainedAgain(t *testing.T) {
+	o := newOffice(t)
+	o.Listen()
+	m, b, state := newMachine(), newBoard(), o.Enrolled(t, time.Hour)
+	options := Options{
+		Target: o.Target(), State: state, Collector: m, Watcher: m, Board: b,
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	}
+	options.Enrolment = o.enrolment("new")
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- Run(ctx, options) }()
+	first, _ := opened(t, o.Collector)
+	if _, err := state.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	first.End(errors.New("the collector starts anew"))
+	opened(t, o.Collector)
+	if n := o.asked.Load(); n != 1 {
+		t.Errorf("enrolled %d times", n)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }

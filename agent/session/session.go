@@ -109,8 +109,12 @@ type agent struct {
 
 // Run enrols if needed and then reports, until ctx ends; then it returns nil. It
 // returns an error only when the identity cannot be read: that needs a person.
+// One that is removed meanwhile is obtained again.
 func Run(ctx context.Context, o Options) error {
-	if o.Enrolment != nil {
+	if o.Enrolment == nil {
+		return newAgent(o).run(ctx)
+	}
+	for {
 		err := o.State.Obtain(ctx, o.Enrolment, waiting{o.Board}, o.Log)
 		if ctx.Err() != nil {
 			return nil
@@ -118,8 +122,10 @@ func Run(ctx context.Context, o Options) error {
 		if err != nil {
 			return err
 		}
+		if err := newAgent(o).run(ctx); !errors.Is(err, identity.ErrNotEnrolled) {
+			return err
+		}
 	}
-	return newAgent(o).run(ctx)
 }
 
 // waiting shows an enrolment that is not finished on the board.
@@ -234,7 +240,7 @@ func (a *agent) connect(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if errors.Is(err, identity.ErrBroken) {
+		if errors.Is(err, identity.ErrBroken) || errors.Is(err, identity.ErrNotEnrolled) && a.Enrolment != nil {
 			return err
 		}
 		if acknowledged && time.Since(began) >= stableAfter {
