@@ -40,24 +40,23 @@ func (c *client) ca() *cobra.Command {
 func (h *keyHouse) list() *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "Show every CA and key with its state and end, and what needs attention", Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			c, err := loadConfig(h.config)
-			if err != nil {
-				return err
-			}
-			entries, warnings, err := authority.List(filepath.Join(c.State, keysDir), time.Now())
-			if errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("%s holds no keys yet: run pfoertner-collector init", c.State)
-			}
-			if err != nil {
-				return err
-			}
-			return h.printCAs(entries, warnings)
-		},
+		RunE: func(*cobra.Command, []string) error { return h.show() },
 	}
 }
 
-func (h *keyHouse) printCAs(entries []authority.Entry, warnings []string) error {
+// show prints what there is and what needs attention.
+func (h *keyHouse) show() error {
+	c, err := loadConfig(h.config)
+	if err != nil {
+		return err
+	}
+	entries, warnings, err := authority.List(filepath.Join(c.State, keysDir), time.Now())
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s holds no keys yet: run pfoertner-collector init", c.State)
+	}
+	if err != nil {
+		return err
+	}
 	if h.json {
 		e := json.NewEncoder(h.out)
 		e.SetIndent("", "  ")
@@ -94,6 +93,12 @@ func (h *keyHouse) rotate() *cobra.Command {
 				if root == "" {
 					root = r.Dir
 				}
+				signer := authority.Root{Dir: root, Record: r.Record}
+				if err := signer.Check(); errors.Is(err, fs.ErrNotExist) {
+					return fmt.Errorf("the root's key is not in %s (--root): ask with `ca requests`, sign at the root with `ca sign`, then `ca install`", root)
+				} else if err != nil {
+					return err
+				}
 				requests, err := r.Request(kinds, "", source(agent))
 				if err != nil {
 					return err
@@ -106,10 +111,7 @@ func (h *keyHouse) rotate() *cobra.Command {
 				for _, q := range asked {
 					own = append(own, q.Fingerprint)
 				}
-				certificates, err := authority.Root{Dir: root, Record: r.Record}.Sign(requests, own)
-				if errors.Is(err, fs.ErrNotExist) {
-					return fmt.Errorf("the root's key is not in %s (--root): ask with `ca requests`, sign at the root with `ca sign`, then `ca install`", root)
-				}
+				certificates, err := signer.Sign(requests, own)
 				if err != nil {
 					return err
 				}
@@ -128,7 +130,7 @@ func (h *keyHouse) switchOver() *cobra.Command {
 		Use: "switch KIND", Short: "Let the next CA of a kind issue from now on; the current one retires", Args: cobra.ExactArgs(1),
 		ValidArgs: authority.Kinds(),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return h.change(cmd.Context(), func(r authority.Rotation) error {
+			err := h.change(cmd.Context(), func(r authority.Rotation) error {
 				if back {
 					return r.SwitchBack(args[0])
 				}
@@ -138,6 +140,10 @@ func (h *keyHouse) switchOver() *cobra.Command {
 				}
 				return err
 			})
+			if err != nil {
+				return err
+			}
+			return h.show()
 		},
 	}
 	cmd.Flags().BoolVar(&early, "early", false, "switch although not everybody knows the next CA")
@@ -153,7 +159,11 @@ func (h *keyHouse) revoke() *cobra.Command {
 		Short: "Refuse everything under an issuing CA from now on, because its key was stolen",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return h.change(cmd.Context(), func(r authority.Rotation) error { return r.Revoke(args[0], reason, alone) })
+			err := h.change(cmd.Context(), func(r authority.Rotation) error { return r.Revoke(args[0], reason, alone) })
+			if err != nil {
+				return err
+			}
+			return h.show()
 		},
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log")

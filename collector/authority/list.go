@@ -17,19 +17,21 @@ import (
 
 // Entry is one certificate and key of an authority.
 type Entry struct {
-	// Name is that of its files, Role what it is for.
-	Name, Role string
+	// Name is that of its files.
+	Name string `json:"name"`
+	// Role is what it is for.
+	Role string `json:"role"`
 	// State is empty for what has none: the root, and the collector's own.
-	State State
+	State State `json:"state,omitempty"`
 	// SHA256 is the certificate's, in hexadecimal; for a request, which has
 	// none, the key's fingerprint.
-	SHA256 string
+	SHA256 string `json:"sha256"`
 	// NotAfter is the certificate's end; zero: there is none.
-	NotAfter time.Time
+	NotAfter time.Time `json:"not_after,omitzero"`
 	// Until is, for a retiring CA, when its last certificate ends.
-	Until time.Time
+	Until time.Time `json:"accepted_until,omitzero"`
 	// Key is where the key is: file, agent, or empty: not here.
-	Key string
+	Key string `json:"key,omitempty"`
 }
 
 // List returns all certificates and keys of the authority in dir, and what its

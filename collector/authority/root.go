@@ -184,6 +184,13 @@ func (r Root) open() (issuer, error) {
 	return issuer{}, fmt.Errorf("opening the root: %s.key does not belong to %s.crt", rootFile, rootFile)
 }
 
+// Check returns an error unless the root can sign; one that wraps
+// fs.ErrNotExist when its key is elsewhere.
+func (r Root) Check() error {
+	_, err := r.open()
+	return err
+}
+
 // Move takes the root's key to another directory: a copy is written and read
 // back before the key is removed here. The certificate stays and is copied. It
 // returns an error wrapping fs.ErrExist when the other directory holds a root,
