@@ -308,24 +308,17 @@ func FuzzStatement(f *testing.F) {
 	r := load(f, "ecc")
 	f.Add(r.proof.GetCertify(), []byte("asked"))
 	f.Add(r.proof.GetQuote(), []byte{})
-	signer := newKey(f)
-	ak := &Key{Public: &signer.PublicKey}
+	key := newKey(f)
 	f.Fuzz(func(t *testing.T, message, asked []byte) {
-		sum := sha256.Sum256(message)
-		rs, ss, err := ecdsa.Sign(rand.Reader, signer, sum[:])
-		if err != nil {
-			t.Fatal(err)
-		}
-		sig := []byte("\x00\x18\x00\x0b\x00\x20")
-		sig = append(sig, rs.FillBytes(make([]byte, 32))...)
-		sig = append(append(sig, 0, 32), ss.FillBytes(make([]byte, 32))...)
-		if q, err := VerifyQuote(ak, QuotedPCRs(), asked, message, sig); err == nil && len(q.Digest) != 32 {
+		s := tpm{t, key}
+		sig := s.sign(message)
+		if q, err := VerifyQuote(s.ak(), QuotedPCRs(), asked, message, sig); err == nil && len(q.Digest) != 32 {
 			t.Error("quote without a digest")
 		}
-		if err := VerifyCertify(ak, &Key{Name: []byte("name")}, asked, message, sig); err == nil && !bytes.Contains(message, []byte("name")) {
+		if err := VerifyCertify(s.ak(), &Key{Name: []byte("name")}, asked, message, sig); err == nil && !bytes.Contains(message, []byte("name")) {
 			t.Error("certified what is not there")
 		}
-		_ = verifySignature(ak.Public, message, asked)
+		_ = verifySignature(s.ak().Public, message, asked)
 	})
 }
 

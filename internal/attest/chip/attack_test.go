@@ -7,9 +7,11 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -62,6 +64,12 @@ func TestAttackForgedEndorsementCertificates(t *testing.T) {
 	key := p.endorsementKey(t)
 	at := produced.AddDate(1, 0, 0)
 	genuine := m.certificate(t, key, "id:49465800")
+	// Whom the system trusts has no say.
+	system := filepath.Join(t.TempDir(), "roots.pem")
+	if err := os.WriteFile(system, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: m.root.Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("SSL_CERT_FILE", system)
 	forger := newMaker(t, "ACME") // the same names
 	other := newPC(t).endorsementKey(t)
 	for name, tc := range map[string]struct {
@@ -84,7 +92,7 @@ func TestAttackForgedEndorsementCertificates(t *testing.T) {
 		"expired":                    {[][]byte{genuine}, m.trust(), 21, attest.ErrEndorsement},
 		"of a virtual TPM":           {[][]byte{m.certificate(t, key, "id:564D5700")}, m.trust(), 1, attest.ErrVirtual},
 		"of swtpm":                   {[][]byte{m.certificate(t, key, "id:00001014")}, m.trust(), 1, attest.ErrVirtual},
-		"no roots at all":            {[][]byte{genuine}, attest.Trust{}, 1, attest.ErrEndorsement},
+		"no roots at all":            {[][]byte{genuine}, attest.Trust{Intermediates: m.trust().Intermediates}, 1, attest.ErrEndorsement},
 		"no intermediate":            {[][]byte{genuine}, attest.Trust{Roots: m.trust().Roots}, 1, attest.ErrEndorsement},
 		"for something else":         {[][]byte{forServer(t, m, key)}, m.trust(), 1, attest.ErrEndorsement},
 		"with a critical unknown":    {[][]byte{withUnknown(t, m, key)}, m.trust(), 1, attest.ErrEndorsement},
