@@ -113,6 +113,39 @@ func TestUploadedIntermediatesAreTakenInAnyOrder(t *testing.T) {
 	}
 }
 
+func TestBundlesMadeFromOneDoNotShare(t *testing.T) {
+	root := authority(t, "Root", nil)
+	b := reviewedAs(t, "IFX", root)
+	for range 3 {
+		next, _, err := b.Add(upload(authority(t, "Manufacturing CA", root)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b = next
+	}
+	ek := newKey(t, elliptic.P256()).Public()
+	one, other := authority(t, "Manufacturing CA", root), authority(t, "Manufacturing CA", root)
+	first, _, err := b.Add(upload(one))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, _, err := b.Add(upload(other))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		bundle       *Bundle
+		knows, alien *house
+	}{{first, one, other}, {second, other, one}} {
+		if _, err := c.bundle.Verify([][]byte{c.knows.endorse(t, ek, slb9672)}, ek, now); err != nil {
+			t.Errorf("its own: %v", err)
+		}
+		if _, err := c.bundle.Verify([][]byte{c.alien.endorse(t, ek, slb9672)}, ek, now); !errors.Is(err, ErrUnknownIssuer) {
+			t.Errorf("the other's: %v", err)
+		}
+	}
+}
+
 func TestUploadsThatAreRefused(t *testing.T) {
 	root := authority(t, "Root", nil)
 	stranger := authority(t, "Stranger", nil)

@@ -113,9 +113,14 @@ func orNone(s string) string {
 	return s
 }
 
-// maxIndices is far above what a TPM carries: one index for each EK template,
-// and a few for a chain.
-const maxIndices = 32
+const (
+	// maxIndices is far above what a TPM carries: one index for each EK
+	// template, and a few for a chain.
+	maxIndices = 32
+	// maxWork bounds the signatures that a device can make the collector
+	// verify: its authorities, and its certificates for the one key.
+	maxWork = 32
+)
 
 // Verify finds the certificate that is for ek among what the device read from
 // its TPM, and verifies it at now. Each element of certificates is what stands
@@ -139,6 +144,9 @@ func (b *Bundle) Verify(certificates [][]byte, ek crypto.PublicKey, now time.Tim
 		return Endorsement{}, fmt.Errorf("endorsement key: %w", err)
 	}
 	p := sortOut(certificates, ek)
+	if n := len(p.candidates) + len(p.authorities); n > maxWork {
+		return Endorsement{}, fmt.Errorf("%w: %d certificates to verify, at most %d are", ErrMalformed, n, maxWork)
+	}
 	with := b.carrying(p.authorities)
 	var refused []error
 	for _, c := range p.candidates {

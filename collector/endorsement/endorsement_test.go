@@ -92,7 +92,9 @@ func TestCertificatesThatEndorseNobody(t *testing.T) {
 		{"none", nil, now, ErrNone},
 		{"no certificate", [][]byte{[]byte("hello")}, now, ErrMalformed},
 		{"cut off", [][]byte{genuine[:len(genuine)-5]}, now, ErrMalformed},
-		{"too many", make([][]byte, maxIndices+1), now, ErrMalformed},
+		{"too many indices", make([][]byte, maxIndices+1), now, ErrMalformed},
+		{"too many in one index", [][]byte{slices.Repeat(genuine, maxWork+1)}, now, ErrMalformed},
+		{"more authorities than any TPM carries", [][]byte{genuine, slices.Repeat(issuing.cert.Raw, maxWork)}, now, ErrMalformed},
 		{"of another key", [][]byte{issuing.endorse(t, newKey(t, elliptic.P256()).Public(), slb9672)}, now, ErrOtherKey},
 		{"of an authority nobody knows", [][]byte{stranger.endorse(t, ek, slb9672)}, now, ErrUnknownIssuer},
 		{"of an authority with a known name and key identifier", [][]byte{namesake.endorse(t, ek, slb9672)}, now, ErrForged},
@@ -100,6 +102,7 @@ func TestCertificatesThatEndorseNobody(t *testing.T) {
 		{"below an authority that may have none below it", [][]byte{below.endorse(t, ek, slb9672), below.cert.Raw, narrow.cert.Raw}, now, ErrUnknownIssuer},
 		{"signed by what is no authority", [][]byte{unmarked.endorse(t, ek, slb9672), unmarked.cert.Raw}, now, ErrUnknownIssuer},
 		{"expired", [][]byte{genuine}, later.Add(time.Second), ErrExpired},
+		{"expired before its authorities", [][]byte{issuing.endorse(t, ek, slb9672, func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Second) })}, now, ErrExpired},
 		{"not valid yet", [][]byte{genuine}, born.Add(-time.Second), ErrExpired},
 		{"expired and forged", [][]byte{flip(genuine)}, later.Add(time.Second), ErrForged},
 		{"expired, beside one that is forged", [][]byte{flip(genuine), genuine}, later.Add(time.Second), ErrForged},
@@ -265,6 +268,35 @@ func TestNamesOfVirtualTPMs(t *testing.T) {
 			t.Errorf("%s %q: %v", c.id, c.model, got)
 		}
 	}
+}
+
+// BenchmarkVerify is one endorsement with a chain as AMD, Infineon and
+// STMicroelectronics have it; BenchmarkVerify/bare is what cannot be saved of
+// it: reading the certificate, and one signature.
+func BenchmarkVerify(b *testing.B) {
+	root := authority(b, "Root", nil)
+	issuing := authority(b, "Manufacturing CA", root)
+	bundle := reviewedAs(b, "IFX", root, issuing)
+	ek := newKey(b, elliptic.P256()).Public()
+	der := issuing.endorse(b, ek, slb9672)
+	b.Run("bundle", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := bundle.Verify([][]byte{der}, ek, now); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("bare", func(b *testing.B) {
+		for b.Loop() {
+			cert, err := x509.ParseCertificate(der)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if err := cert.CheckSignatureFrom(issuing.cert); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
 
 func parsed(t testing.TB, der []byte) *certificate {
