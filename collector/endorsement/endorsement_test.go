@@ -93,7 +93,7 @@ func TestCertificatesThatEndorseNobody(t *testing.T) {
 		{"no certificate", [][]byte{[]byte("hello")}, now, ErrMalformed},
 		{"cut off", [][]byte{genuine[:len(genuine)-5]}, now, ErrMalformed},
 		{"too many indices", make([][]byte, maxIndices+1), now, ErrMalformed},
-		{"too many in one index", [][]byte{slices.Repeat(genuine, maxWork+1)}, now, ErrMalformed},
+		{"too many certificates", [][]byte{slices.Repeat(genuine, 17), slices.Repeat(genuine, 17)}, now, ErrMalformed},
 		{"more authorities than any TPM carries", [][]byte{genuine, slices.Repeat(issuing.cert.Raw, maxWork)}, now, ErrMalformed},
 		{"of another key", [][]byte{issuing.endorse(t, newKey(t, elliptic.P256()).Public(), slb9672)}, now, ErrOtherKey},
 		{"of an authority nobody knows", [][]byte{stranger.endorse(t, ek, slb9672)}, now, ErrUnknownIssuer},
