@@ -275,6 +275,8 @@ func (a *agent) setback(err error) (status.Connection, time.Duration) {
 		return status.Expired, a.refused.Next()
 	case errors.Is(err, identity.ErrNotEnrolled):
 		return status.NotEnrolled, a.refused.Next()
+	case obstacle(err) == status.WrongAuthority:
+		return status.Untrusted, a.retry.Next()
 	case code == codes.PermissionDenied, code == codes.Unauthenticated, rejected(err):
 		return status.Refused, a.refused.Next()
 	}

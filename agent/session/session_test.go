@@ -516,7 +516,7 @@ func TestCollectorUnderAnotherAuthorityIsRefused(t *testing.T) {
 	c.Servers = testcollector.NewAuthority(t, "somebody else")
 	c.Listen()
 	a := start(t, c, state)
-	a.board.shows(t, status.Unreachable)
+	a.board.shows(t, status.Untrusted)
 	if !c.Quiet(200 * time.Millisecond) {
 		t.Error("the agent speaks to a server under another CA")
 	}

@@ -55,7 +55,7 @@ func (p *page) time(t time.Time) string { return p.words.time(t.In(p.now.Locatio
 // it, and an old one would mislead.
 func (p *page) connection(s Summary) {
 	blocks := map[Connection]block{
-		Refused: p.words.refused, Expired: p.words.expired,
+		Refused: p.words.refused, Expired: p.words.expired, Untrusted: p.words.untrusted,
 		NotEnrolled: p.words.notEnrolled, Pending: p.words.pending,
 		NotConfigured: p.words.notConfigured, Broken: p.words.broken,
 	}

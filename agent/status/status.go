@@ -33,6 +33,9 @@ const (
 	Refused Connection = "refused"
 	// Expired: the certificate has run out; a new token is needed.
 	Expired Connection = "expired"
+	// Untrusted: who answers has a certificate under none of the CAs that this
+	// notebook knows.
+	Untrusted Connection = "untrusted"
 	// NotEnrolled: there is no certificate yet.
 	NotEnrolled Connection = "not_enrolled"
 	// Pending: persons have to approve this notebook first.

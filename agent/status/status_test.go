@@ -98,6 +98,7 @@ func TestStatusReadsAsPeopleNeedIt(t *testing.T) {
 		"without-reason": {Connection: status.Online, LastContact: noon,
 			Judgement: &status.Judgement{Verdict: "deny", ValidUntil: valid, Findings: []status.Finding{{Effect: "deny", Title: disks.Title}}}},
 		"refused":        {Connection: status.Refused, LastContact: noon.Add(-time.Hour)},
+		"untrusted":      {Connection: status.Untrusted, LastContact: noon.AddDate(0, 0, -100)},
 		"expired":        {Connection: status.Expired, LastContact: noon.AddDate(0, 0, -12)},
 		"not-enrolled":   {Connection: status.NotEnrolled},
 		"no-token":       {Connection: status.NotEnrolled, Obstacle: status.NoToken},

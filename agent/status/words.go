@@ -12,9 +12,9 @@ type Words struct {
 	time func(time.Time) string
 	day  func(time.Time) string
 
-	admit, quarantine, deny, ended         block
-	refused, expired, notEnrolled, pending block
-	notConfigured, broken                  block
+	admit, quarantine, deny, ended                    block
+	refused, expired, untrusted, notEnrolled, pending block
+	notConfigured, broken                             block
 
 	copied                                            string
 	noToken, tokenRefused, notReached, wrongAuthority string
@@ -65,6 +65,8 @@ func german() *Words {
 			"Die zentrale Stelle nimmt die Meldungen dieses Geräts nicht an. Bitte wenden Sie sich an Ihre IT-Stelle."},
 		expired: block{"Die Aufnahme Ihres Dienst-Notebooks ist abgelaufen",
 			"Das Gerät war zu lange nicht verbunden oder seine Uhr geht falsch. Prüfen Sie Datum und Uhrzeit. Hilft das nicht, wenden Sie sich bitte an Ihre IT-Stelle: Sie nimmt das Gerät neu auf."},
+		untrusted: block{"Die zentrale Stelle konnte sich nicht ausweisen",
+			"Ihr Dienst-Notebook überträgt deshalb nichts. Entweder war es sehr lange nicht verbunden, seine Uhr geht falsch, oder jemand anderes antwortet an Stelle der zentralen Stelle. Prüfen Sie Datum und Uhrzeit. Hilft das nicht, wenden Sie sich bitte an Ihre IT-Stelle: Sie nimmt das Gerät neu auf."},
 		notEnrolled: block{"Ihr Dienst-Notebook ist noch nicht aufgenommen",
 			"Die Aufnahme ist noch nicht abgeschlossen. Verbinden Sie das Gerät mit dem Internet. Dauert das länger als einen Tag, wenden Sie sich bitte an Ihre IT-Stelle."},
 		pending: block{"Die Aufnahme Ihres Dienst-Notebooks wartet auf Freigabe",
@@ -116,6 +118,8 @@ func english() *Words {
 			"The collector does not accept reports of this device. Please ask your IT service."},
 		expired: block{"The enrolment of your service notebook has expired",
 			"The device was not connected for too long, or its clock is wrong. Check date and time. If that does not help, please ask your IT service: it enrols the device again."},
+		untrusted: block{"The collector could not prove who it is",
+			"So your service notebook sends nothing. Either it was not connected for a very long time, its clock is wrong, or somebody else answers in the collector's place. Check date and time. If that does not help, please ask your IT service: it enrols the device again."},
 		notEnrolled: block{"Your service notebook is not enrolled yet",
 			"The enrolment is not complete. Connect the device to the internet. If it takes more than a day, please ask your IT service."},
 		pending: block{"The enrolment of your service notebook waits for approval",
