@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"errors"
+	"os"
 	"slices"
 	"testing"
 
@@ -198,6 +199,13 @@ func TestUnusableLogs(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
+	for _, name := range []string{"testdata/ovmf-secure-boot.bin", "testdata/ovmf-setup-mode.bin"} {
+		raw, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+	}
 	f.Add(bootlogtest.SecureBoot().Log())
 	f.Add(bootlogtest.New().Locality(4).Separator(7).Log())
 	f.Add([]byte{})
