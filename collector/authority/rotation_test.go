@@ -570,6 +570,33 @@ func TestNothingHappensUnrecorded(t *testing.T) {
 	}
 }
 
+// After a break-in the collector's own keys are others', too: a new server CA
+// alone would only certify them again.
+func TestOwnKeysAreMadeAnewAfterABreakIn(t *testing.T) {
+	c := &clock{morning}
+	a, dir := create(t, c)
+	r := Rotation{Dir: dir, Now: c.Now}
+	rotate(t, r, "server")
+	if err := r.Revoke("server-ca", "break-in", false); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"collector.key", "collector.crt", "lease-signer.key", "lease-signer.crt"} {
+		if err := os.Remove(filepath.Join(dir, file)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again, err := Create(dir, Options{DNSNames: []string{"collector.example"}, Now: c.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if samePublic(again.collector.Leaf.PublicKey, a.collector.Leaf.PublicKey) || samePublic(again.signer.Leaf.PublicKey, a.signer.Leaf.PublicKey) {
+		t.Error("a stolen key is in use again")
+	}
+	if !verifies(again.collector.Leaf, again.Servers(), c.now) || verifies(a.collector.Leaf, again.Servers(), c.now) {
+		t.Error("the certificates are not by the new CA alone")
+	}
+}
+
 func TestRootMovesAway(t *testing.T) {
 	c := &clock{morning}
 	_, dir := create(t, c)

@@ -75,6 +75,9 @@ func (c *Collector) Start(t testing.TB) {
 // Stop takes it away at once.
 func (c *Collector) Stop() { c.running.Kill() }
 
+// Output is all that it printed since it was started.
+func (c *Collector) Output() string { return c.running.Output() }
+
 // Operator runs one of the operators' commands and returns what it printed.
 func (c *Collector) Operator(t testing.TB, args ...string) string {
 	t.Helper()

@@ -374,6 +374,28 @@ func TestLeaseSignerIsVerified(t *testing.T) {
 	}
 }
 
+// The pool of the next handshake counts, not that of the first.
+func TestFollowingListenerAsksWhomToTrustAtEveryHandshake(t *testing.T) {
+	servers, old, next := newCA(t), newCA(t), newCA(t)
+	trusted := old
+	config := Following(func() *tls.Config {
+		return ServerConfig(ServerOptions{
+			Certificate: holding(servers.issue(t, RoleCollector, "c1")), Clients: trusted.pool(), Role: RoleDevice,
+		})
+	})
+	for _, issuer := range []ca{old, next} {
+		for _, now := range []ca{old, next} {
+			trusted = now
+			_, err, _ := shake(t, config, ClientConfig(ClientOptions{
+				Certificate: holding(issuer.issue(t, RoleDevice, device)), Servers: servers.pool(), ServerName: "127.0.0.1",
+			}))
+			if accepted := err == nil; accepted != (issuer.cert == now.cert) {
+				t.Errorf("accepted: %v, %v", accepted, err)
+			}
+		}
+	}
+}
+
 func TestFilesAreReadAgainWhenTheyChange(t *testing.T) {
 	dir, c := t.TempDir(), newCA(t)
 	crt, key := filepath.Join(dir, "gate.crt"), filepath.Join(dir, "gate.key")
