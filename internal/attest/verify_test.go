@@ -3,10 +3,12 @@ package attest
 import (
 	"bytes"
 	"crypto/ecdsa"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"testing"
 )
 
@@ -49,6 +51,21 @@ func quoteOf(bank uint16, selected ...byte) []byte {
 	q = append(q, byte(len(selected)))
 	q = append(q, selected...)
 	return append(append(q, 0, 32), make([]byte, 32)...)
+}
+
+func TestWhatIsSignedIsThatOfTheProtocol(t *testing.T) {
+	nonce, exporter, said := bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 32), sha256.Sum256([]byte("hello"))
+	for purpose, name := range map[Purpose]string{PurposeCertify: "certify-v1", PurposeVPN: "vpn-certify-v1", PurposeQuote: "quote-v1"} {
+		want := sha256.Sum256(slices.Concat([]byte(name), []byte{0}, nonce, exporter))
+		if got := Qualify(purpose, nonce, exporter); !bytes.Equal(got, want[:]) {
+			t.Errorf("%s: %x, want %x", name, got, want)
+		}
+	}
+	mac := hmac.New(sha256.New, []byte("secret"))
+	mac.Write(slices.Concat([]byte("enrol-v1"), said[:], exporter))
+	if got, want := Activation([]byte("secret"), []byte("hello"), exporter), mac.Sum(nil); !bytes.Equal(got, want) {
+		t.Errorf("activation %x, want %x", got, want)
+	}
 }
 
 func TestQuotesAreOfTheseAndNoOtherPCRs(t *testing.T) {

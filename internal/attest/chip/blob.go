@@ -71,7 +71,7 @@ func (b *blob) pem() ([]byte, error) {
 func create(tpm transport.TPM, template attest.Template) (*blob, error) {
 	for _, handle := range []tpm2.TPMHandle{tpm2.TPMRHOwner, persistentStorageKey} {
 		p, err := openParent(tpm, handle)
-		if handle == tpm2.TPMRHOwner && (errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail)) {
+		if closed(err) || errors.Is(err, tpm2.TPMRCHandle) {
 			continue
 		}
 		if err != nil {
@@ -93,9 +93,18 @@ func create(tpm transport.TPM, template attest.Template) (*blob, error) {
 	return nil, fmt.Errorf("%w: the owner has a password, and there is no storage key", errRefused)
 }
 
-// loadBlob loads a key. The error is ErrForeign when it is of another TPM.
+// closed says that an operation needs a password that we do not have.
+func closed(err error) bool {
+	return errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail)
+}
+
+// loadBlob loads a key. The error is ErrForeign when it is of another TPM, or
+// when its parent is gone.
 func loadBlob(tpm transport.TPM, b *blob) (tpm2.TPMHandle, error) {
 	p, err := openParent(tpm, tpm2.TPMHandle(b.Parent))
+	if errors.Is(err, tpm2.TPMRCHandle) {
+		return 0, fmt.Errorf("%w: %w", ErrForeign, err)
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -116,6 +116,11 @@ func (c *Chip) attempt(op func(tpm transport.TPM) error) error {
 // lost says whether a fresh connection may help: the TPM did not answer, was
 // busy, or has forgotten what was loaded.
 func lost(err error) bool {
+	return unavailable(err) || errors.Is(err, tpm2.TPMRCHandle) && !errors.Is(err, ErrForeign)
+}
+
+// unavailable says whether err is no answer to the question.
+func unavailable(err error) bool {
 	var rc tpm2.TPMRC
 	switch {
 	case err == nil, errors.Is(err, ErrForeign), errors.Is(err, errRefused):
@@ -123,19 +128,7 @@ func lost(err error) bool {
 	case !errors.As(err, &rc):
 		return true
 	}
-	return rc.IsWarning() || rc.Is(tpm2.TPMRCHandle) || unavailable(err)
-}
-
-// unavailable says whether err is no answer to the question.
-func unavailable(err error) bool {
-	var rc tpm2.TPMRC
-	if errors.Is(err, ErrForeign) || errors.Is(err, errRefused) {
-		return false
-	}
-	if !errors.As(err, &rc) {
-		return true
-	}
-	return rc.Is(tpm2.TPMRCFailure) || rc.Is(tpm2.TPMRCInitialize) || rc.IsWarning()
+	return rc.IsWarning() || rc.Is(tpm2.TPMRCFailure) || rc.Is(tpm2.TPMRCInitialize)
 }
 
 // errRefused marks what we refuse ourselves, whatever the TPM says.
@@ -160,16 +153,23 @@ func (c *Chip) loadOne(tpm transport.TPM, k *Key, needed []*Key) (tpm2.TPMHandle
 		c.loaded = append(slices.Delete(c.loaded, i, i+1), l)
 		return l.handle, nil
 	}
-	if len(c.loaded) == maxLoaded {
-		i := slices.IndexFunc(c.loaded, func(l loadedKey) bool { return !slices.Contains(needed, l.key) })
-		i = max(i, 0)
-		flush(tpm, c.loaded[i].handle)
-		c.loaded = slices.Delete(c.loaded, i, i+1)
-	}
+	c.makeRoom(tpm, needed)
 	handle, err := loadBlob(tpm, &k.blob)
 	if err != nil {
 		return 0, err
 	}
 	c.loaded = append(c.loaded, loadedKey{key: k, handle: handle})
 	return handle, nil
+}
+
+// makeRoom unloads a key, if need be, so that another can be loaded beside its
+// parent. It keeps those that are needed.
+func (c *Chip) makeRoom(tpm transport.TPM, needed []*Key) {
+	if len(c.loaded) < maxLoaded {
+		return
+	}
+	i := slices.IndexFunc(c.loaded, func(l loadedKey) bool { return !slices.Contains(needed, l.key) })
+	i = max(i, 0)
+	flush(tpm, c.loaded[i].handle)
+	c.loaded = slices.Delete(c.loaded, i, i+1)
 }

@@ -163,8 +163,8 @@ func TestWithoutATPM(t *testing.T) {
 func TestOwnerWithAPassword(t *testing.T) {
 	p := newPC(t)
 	raw(t, p, tpm2.HierarchyChangeAuth{AuthHandle: password(tpm2.TPMRHOwner), NewAuth: tpm2.TPM2BAuth{Buffer: []byte("random")}})
-	if _, err := p.NewKey(); err == nil {
-		t.Fatal("a key was made without any parent")
+	if _, err := p.NewKey(); err == nil || errors.Is(err, chip.ErrUnavailable) {
+		t.Fatalf("a key without any parent: %v", err)
 	}
 	// Windows leaves an RSA storage key in the TPM.
 	primary := raw(t, p, tpm2.CreatePrimary{
@@ -182,6 +182,9 @@ func TestOwnerWithAPassword(t *testing.T) {
 	if _, err := again.Sign(rand.Reader, make([]byte, 32), crypto.SHA256); err != nil {
 		t.Error(err)
 	}
+	p.clear(t) // takes the storage key along
+	_, err := p.LoadKey(stored(t, key))
+	wantError(t, err, chip.ErrForeign)
 }
 
 func TestEndorsementKeysOfAllTemplates(t *testing.T) {

@@ -33,9 +33,7 @@ func (c *Chip) NewKey() (*Key, error) { return c.newKey("making key", attest.Sig
 func (c *Chip) newKey(what string, template attest.Template) (*Key, error) {
 	var b *blob
 	err := c.do(what, func(tpm transport.TPM) (err error) {
-		if err := c.makeRoom(tpm); err != nil {
-			return err
-		}
+		c.makeRoom(tpm, nil)
 		b, err = create(tpm, template)
 		return err
 	})
@@ -43,15 +41,6 @@ func (c *Chip) newKey(what string, template attest.Template) (*Key, error) {
 		return nil, err
 	}
 	return c.open(b)
-}
-
-// makeRoom unloads keys until a call may load one beside its parent.
-func (c *Chip) makeRoom(tpm transport.TPM) error {
-	for len(c.loaded) >= maxLoaded {
-		flush(tpm, c.loaded[0].handle)
-		c.loaded = c.loaded[1:]
-	}
-	return nil
 }
 
 // LoadKey returns the key that Stored kept, of either kind, and loads it to see
