@@ -206,6 +206,11 @@ func (r *redactor) updates(s probe.UpdateSearch) probe.UpdateSearch {
 		for j := range u.Categories {
 			u.Categories[j] = word(u.Categories[j], shapeGUID)
 		}
+		u.ID = word(u.ID, shapeGUID)
+		u.Supersedes = slices.Clone(u.Supersedes)
+		for j := range u.Supersedes {
+			u.Supersedes[j] = word(u.Supersedes[j], shapeGUID)
+		}
 		u.Severity = word(u.Severity, "Critical|Important|Moderate|Low|Unspecified")
 	}
 	s.Service.ID = word(s.Service.ID, shapeGUID)

@@ -111,7 +111,36 @@ func readUpdate(o object) (u OfferedUpdate, err error) {
 	u.Changed, errChanged = o.time("LastDeploymentChangeTime")
 	u.Downloaded, errDownloaded = o.flag("IsDownloaded")
 	u.Reboot, errReboot = o.flag("RebootRequired")
+	readSupersedence(o, &u)
 	return u, errors.Join(errSeverity, errChanged, errDownloaded, errReboot)
+}
+
+// readSupersedence reads IUpdate.Identity and, of an update whose age counts,
+// SupersededUpdateIDs. That they cannot be read does not hide the update.
+func readSupersedence(o object, u *OfferedUpdate) {
+	if identity, err := asObject(o.get("Identity")); err == nil {
+		id, _ := identity.text("UpdateID")
+		u.ID = updateID(id)
+	}
+	if u.closesHoles() == "" {
+		return
+	}
+	superseded, err := asObject(o.get("SupersededUpdateIDs"))
+	if err != nil {
+		u.SupersedesMore = true
+		return
+	}
+	count, err := superseded.number("Count")
+	if err != nil {
+		count = -1
+	}
+	u.Supersedes, u.SupersedesMore = supersededIDs(count, func(i int32) (string, error) {
+		v, err := superseded.get("Item", i)
+		if err != nil {
+			return "", err
+		}
+		return v.ToString(), nil
+	})
 }
 
 // readUpdateTimes reads IAutomaticUpdates2.Results. Searches of other programs

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -22,11 +23,30 @@ var ErrLedgerDamaged = errors.New("the ledger of first sightings was damaged")
 
 // Sighting is when this notebook first saw a fix offered. apt has no dates of
 // its own, so this is how long an update is known to be pending.
+//
+// Sightings are kept as a list in JSON. Later agents add keys and change none:
+// each reads the files of the others, and lacks at most what is new.
 type Sighting struct {
 	Package      string    `json:"package"`
 	Architecture string    `json:"architecture"`
 	Version      string    `json:"version"`
 	FirstSeen    time.Time `json:"first_seen"`
+
+	// What follows only updates of Windows have.
+
+	// UpdateIDs are those under which it was offered last; none when an older
+	// agent wrote the sighting.
+	UpdateIDs []string `json:"update_ids,omitempty"`
+	// Revision of Windows, as installedRevision gives it, when it was offered
+	// last; zero: not known.
+	Revision uint64 `json:"revision,omitempty"`
+	// Gone is since when it is no longer offered, with nothing in its place;
+	// zero while it is offered.
+	Gone time.Time `json:"gone,omitzero"`
+}
+
+func (s Sighting) key() sightingKey {
+	return sightingKey{packageID{s.Package, s.Architecture}, s.Version}
 }
 
 // Ledger keeps sightings over restarts of the agent.
@@ -90,7 +110,7 @@ func (l FileLedger) Save(sightings []Sighting) error {
 type fixAges struct {
 	ledger Ledger
 	loaded bool
-	seen   map[sightingKey]time.Time
+	seen   map[sightingKey]Sighting
 }
 
 type sightingKey struct {
@@ -101,28 +121,30 @@ type sightingKey struct {
 // date fills in first_seen_at of pending updates: when the oldest fix that is
 // still missing was first seen, even if a newer one has taken its place since.
 // A sighting is dropped only when its package is fixed or removed, so a source
-// that is gone for a day changes nothing. The note says what went wrong with
-// the ledger; ages then count from when the agent started.
-func (a *fixAges) date(pending []*posturev1.PendingUpdate, db packageDatabase, now time.Time) (note string) {
+// that is gone for a day changes nothing. Earliest is a moment that is over
+// whatever the clock shows. The note says what went wrong with the ledger; ages
+// then count from when the agent started.
+func (a *fixAges) date(pending []*posturev1.PendingUpdate, db packageDatabase, now, earliest time.Time) (note string) {
 	errLoad := a.load()
-	changed := false
+	changed := a.settle(now, earliest)
+	now = later(now, earliest)
 	for _, p := range pending {
-		key := sightingKey{packageID{p.Package, p.Architecture}, p.FixedVersion}
-		if _, ok := a.seen[key]; !ok {
-			a.seen[key] = now
+		s := Sighting{Package: p.Package, Architecture: p.Architecture, Version: p.FixedVersion, FirstSeen: now}
+		if _, ok := a.seen[s.key()]; !ok {
+			a.seen[s.key()] = s
 			changed = true
 		}
 	}
 	oldest := map[packageID]time.Time{}
-	for key, seen := range a.seen {
+	for key, s := range a.seen {
 		installed, ok := db.installed[key.packageID]
 		if !ok || compareVersions(installed.version, key.version) >= 0 {
 			delete(a.seen, key)
 			changed = true
 			continue
 		}
-		if t, ok := oldest[key.packageID]; !ok || seen.Before(t) {
-			oldest[key.packageID] = seen
+		if t, ok := oldest[key.packageID]; !ok || s.FirstSeen.Before(t) {
+			oldest[key.packageID] = s.FirstSeen
 		}
 	}
 	for _, p := range pending {
@@ -133,6 +155,39 @@ func (a *fixAges) date(pending []*posturev1.PendingUpdate, db packageDatabase, n
 		p.FirstSeenAt = timestamppb.New(seen)
 	}
 	return a.keep(changed, errLoad)
+}
+
+// settle puts what a clock that was ahead has seen in the future to now, or it
+// would stay new until then. A clock that shows a time before earliest, which
+// is over, is not believed: it changes nothing.
+func (a *fixAges) settle(now, earliest time.Time) (changed bool) {
+	if earliest.After(now) {
+		return false
+	}
+	for key, s := range a.seen {
+		if !s.FirstSeen.After(now) && !s.Gone.After(now) {
+			continue
+		}
+		s.FirstSeen = sooner(s.FirstSeen, now)
+		s.Gone = sooner(s.Gone, now)
+		a.seen[key] = s
+		changed = true
+	}
+	return changed
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+func sooner(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // keep saves what was changed and says what went wrong with the ledger.
@@ -151,7 +206,7 @@ func (a *fixAges) keep(changed bool, errLoad error) (note string) {
 // either, so nothing in it is lost.
 func (a *fixAges) load() error {
 	if a.seen == nil {
-		a.seen = map[sightingKey]time.Time{}
+		a.seen = map[sightingKey]Sighting{}
 	}
 	if a.loaded || a.ledger == nil {
 		return nil
@@ -162,21 +217,15 @@ func (a *fixAges) load() error {
 	}
 	a.loaded = true
 	for _, s := range sightings {
-		key := sightingKey{packageID{s.Package, s.Architecture}, s.Version}
-		if known, ok := a.seen[key]; !ok || s.FirstSeen.Before(known) {
-			a.seen[key] = s.FirstSeen
+		if known, ok := a.seen[s.key()]; !ok || s.FirstSeen.Before(known.FirstSeen) {
+			a.seen[s.key()] = s
 		}
 	}
 	return err
 }
 
 func (a *fixAges) sightings() []Sighting {
-	list := make([]Sighting, 0, len(a.seen))
-	for key, seen := range a.seen {
-		list = append(list, Sighting{key.name, key.architecture, key.version, seen})
-	}
-	slices.SortFunc(list, func(x, y Sighting) int {
+	return slices.SortedFunc(maps.Values(a.seen), func(x, y Sighting) int {
 		return strings.Compare(x.Package+" "+x.Architecture+" "+x.Version, y.Package+" "+y.Architecture+" "+y.Version)
 	})
-	return list
 }

@@ -120,7 +120,7 @@ func (l *stubbornLedger) Save(s []Sighting) error { l.saved = s; l.saves++; retu
 func TestLedgerThatCannotBeReadIsNotOverwritten(t *testing.T) {
 	files := layTrees(t, "apt/minimal", "apt/security")
 	ledger := &stubbornLedger{err: errors.New("input/output error"), saved: []Sighting{
-		{"liblzma5", "amd64", "5.4.1-1+deb12u2", testNow.AddDate(0, 0, -20)},
+		{Package: "liblzma5", Architecture: "amd64", Version: "5.4.1-1+deb12u2", FirstSeen: testNow.AddDate(0, 0, -20)},
 	}}
 	probe := patchProbe(ledger, nil)
 	first := observe(t, Host{Files: files}, probe).Patch
@@ -146,6 +146,14 @@ func TestClockThatIsWrongMakesNothingOld(t *testing.T) {
 	aged(t, future, files, testNow.AddDate(1, 0, 0))
 	if _, age := aged(t, future, files, testNow); age != 0 {
 		t.Errorf("pending for %v days, want 0: first seen in the future", age)
+	}
+	if _, age := aged(t, future, files, testNow.AddDate(0, 0, 20)); age != 20 {
+		t.Errorf("20 days later pending for %v days: it must not stay new for a year", age)
+	}
+	// A clock that is behind again says nothing about what was seen before.
+	aged(t, future, files, epoch)
+	if _, age := aged(t, future, files, testNow.AddDate(0, 0, 21)); age != 21 {
+		t.Errorf("after a start with an empty clock battery pending for %v days, want 21", age)
 	}
 }
 

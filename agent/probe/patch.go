@@ -107,7 +107,7 @@ func (p *patch) collectAPT(ctx context.Context, h Host, codenames []string, out 
 	}
 	// After an error this is less than there is: the reading says so.
 	pending := pendingUpdates(state, images)
-	out.Reading.Reason = p.ages.date(pending, state.database, notBefore(h.Now(), state.repositories))
+	out.Reading.Reason = p.ages.date(pending, state.database, h.Now(), newestIndex(state.repositories))
 	out.PendingSecurity = uint32(len(pending))
 	for _, update := range pending {
 		if update.Held {
@@ -118,15 +118,16 @@ func (p *patch) collectAPT(ctx context.Context, h Host, codenames []string, out 
 	return errors.Join(errRead, errFeed)
 }
 
-// notBefore corrects a clock that is behind: what was signed yesterday cannot
-// have been seen in 1970, or an update would seem pending for decades.
-func notBefore(now time.Time, repos []repository) time.Time {
+// newestIndex is when the newest index of security updates was signed: a clock
+// that shows an earlier time is behind, or an update would seem pending for
+// decades.
+func newestIndex(repos []repository) (newest time.Time) {
 	for _, repo := range repos {
-		if repo.security && repo.date.After(now) {
-			now = repo.date
+		if repo.security {
+			newest = later(newest, repo.date)
 		}
 	}
-	return now
+	return newest
 }
 
 func collectKernel(ctx context.Context, h Host, images []kernelImage, changedAt time.Time, out *posturev1.Patch) {

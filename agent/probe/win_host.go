@@ -185,12 +185,21 @@ type UpdateSearch struct {
 
 // OfferedUpdate is one IUpdate that is not installed and not hidden.
 type OfferedUpdate struct {
-	KBs        []string  `json:"kbs"`
-	Categories []string  `json:"categories"` // CategoryIDs, lower case
-	Severity   string    `json:"severity,omitempty"`
-	Changed    time.Time `json:"changed,omitzero"` // LastDeploymentChangeTime
-	Downloaded bool      `json:"downloaded"`
-	Reboot     bool      `json:"reboot_required"`
+	// ID is Identity.UpdateID, a GUID in lower case that is the same on every
+	// machine; empty when Windows tells none.
+	ID string `json:"id,omitempty"`
+	// Supersedes are SupersededUpdateIDs, in lower case; only of updates that
+	// close holes.
+	Supersedes []string `json:"supersedes,omitempty"`
+	// SupersedesMore says that it may supersede others too: there are too many,
+	// or they cannot be read.
+	SupersedesMore bool      `json:"supersedes_more,omitempty"`
+	KBs            []string  `json:"kbs"`
+	Categories     []string  `json:"categories"` // CategoryIDs, lower case
+	Severity       string    `json:"severity,omitempty"`
+	Changed        time.Time `json:"changed,omitzero"` // LastDeploymentChangeTime
+	Downloaded     bool      `json:"downloaded"`
+	Reboot         bool      `json:"reboot_required"`
 }
 
 // SearchedService is the service that a search asked.

@@ -46,7 +46,7 @@ func (p *patch) collectWindows(ctx context.Context, h Host, out *posturev1.Patch
 		pending := securityUpdates(answer.Pending)
 		if err == nil {
 			// A failed search offers nothing: that must not end a sighting.
-			update.Reading.Reason = p.ages.dateOffered(pending, answer.LastSearch, h.Now())
+			update.Reading.Reason = p.ages.dateOffered(pending, answer, p.search.state.ubr, h.Now())
 		}
 		out.PendingSecurity = uint32(len(pending))
 		out.Pending = slices.Clip(pending[:min(len(pending), posture.MaxListedUpdates)])
@@ -88,27 +88,16 @@ const (
 	definitionUpdateCategory = "e0789628-ce08-4437-be74-2495b842f43b"
 )
 
-// securityUpdates are the offered updates that close holes: of the categories
-// for that, or of any with a severity (MSRC), which update rollups can have.
+// securityUpdates are the offered updates that close holes.
 func securityUpdates(offered []OfferedUpdate) []*posturev1.PendingUpdate {
 	var list []*posturev1.PendingUpdate
 	for _, u := range offered {
-		if u.Severity == "Unspecified" {
-			u.Severity = ""
-		}
-		origin := u.Severity
-		for _, c := range []struct{ id, name string }{
-			{criticalUpdateCategory, "Critical Updates"}, {securityUpdateCategory, "Security Updates"},
-		} {
-			if slices.Contains(u.Categories, c.id) {
-				origin = c.name
-			}
-		}
-		if origin == "" || slices.Contains(u.Categories, definitionUpdateCategory) {
+		origin := u.closesHoles()
+		if origin == "" {
 			continue
 		}
-		if origin == u.Severity {
-			origin = "other updates with a severity"
+		if u.Severity == "Unspecified" {
+			u.Severity = ""
 		}
 		list = append(list, &posturev1.PendingUpdate{
 			Package: knowledgeBase(u.KBs), Severity: u.Severity, Origin: origin, ReleasedAt: moment(u.Changed),
@@ -118,6 +107,23 @@ func securityUpdates(offered []OfferedUpdate) []*posturev1.PendingUpdate {
 		return cmp.Or(strings.Compare(a.Package, b.Package), a.ReleasedAt.AsTime().Compare(b.ReleasedAt.AsTime()))
 	})
 	return list
+}
+
+// closesHoles names why an update is one that closes holes; empty when it is
+// none. It is of the categories for that, or of any with a severity (MSRC),
+// which update rollups can have.
+func (u OfferedUpdate) closesHoles() string {
+	switch {
+	case slices.Contains(u.Categories, definitionUpdateCategory):
+		return ""
+	case slices.Contains(u.Categories, securityUpdateCategory):
+		return "Security Updates"
+	case slices.Contains(u.Categories, criticalUpdateCategory):
+		return "Critical Updates"
+	case u.Severity != "" && u.Severity != "Unspecified":
+		return "other updates with a severity"
+	}
+	return ""
 }
 
 // knowledgeBase names an update as people look it up.
@@ -139,44 +145,4 @@ func moment(t time.Time) *timestamppb.Timestamp {
 		return nil
 	}
 	return timestamppb.New(t)
-}
-
-const (
-	// A sighting names an update by its KB number alone: Microsoft changes an
-	// update after its release, which must not make it young again.
-	offeredArchitecture = "windows"
-	offeredVersion      = "offered"
-)
-
-// dateOffered fills in first_seen_at as date does. Windows offers an update
-// until it is installed or another takes its place: what is no longer offered
-// is forgotten. A sighting in the future was made by a clock that was ahead: it
-// counts from now on, or the update would stay new until then. That is not
-// believed of a clock that shows a time before the last search.
-func (a *fixAges) dateOffered(pending []*posturev1.PendingUpdate, searched, now time.Time) (note string) {
-	errLoad := a.load()
-	changed := false
-	offered := map[sightingKey]bool{}
-	for _, p := range pending {
-		key := sightingKey{packageID{p.Package, offeredArchitecture}, offeredVersion}
-		offered[key] = true
-		seen, ok := a.seen[key]
-		if !ok {
-			a.seen[key], seen, changed = now, now, true
-		}
-		if seen.After(now) {
-			seen = now
-			if !searched.After(now) {
-				a.seen[key], changed = now, true
-			}
-		}
-		p.FirstSeenAt = timestamppb.New(seen)
-	}
-	for key := range a.seen {
-		if !offered[key] {
-			delete(a.seen, key)
-			changed = true
-		}
-	}
-	return a.keep(changed, errLoad)
 }

@@ -212,6 +212,7 @@ func TestUpdatesAgeFromWhenTheyWereFirstOffered(t *testing.T) {
 
 	// Installed, and offered again later: that is a new sighting.
 	n.search.Pending = []OfferedUpdate{}
+	n.registry[currentVersionKey+`\UBR`] = 8777
 	n.now = n.now.Add(searchEvery)
 	n.patch(t)
 	n.search.Pending = []OfferedUpdate{securityUpdate("5068861")}
