@@ -112,13 +112,12 @@ func (q *Quote) Verify(ak *Key, qualifying []byte) (*Attested, error) {
 	values := q.Values
 	if values == nil {
 		values = log.Replay(pcrs)
-		if err := quoted.Values(values); err != nil {
-			a.BootError = errors.Join(logErr, fmt.Errorf("%w: it does not lead to the quoted PCRs", bootlog.ErrLog))
-			return a, nil
-		}
-	} else if len(values) != len(pcrs) {
-		return nil, fmt.Errorf("quote: %w: %d values", ErrPCRs, len(values))
-	} else if err := quoted.Values(values); err != nil {
+	}
+	switch err := quoted.Values(values); {
+	case err != nil && q.Values == nil:
+		a.BootError = errors.Join(logErr, fmt.Errorf("%w: it does not lead to the quoted PCRs", bootlog.ErrLog))
+		return a, nil
+	case err != nil:
 		return nil, fmt.Errorf("quote: %w", err)
 	}
 	a.PCRs = make(map[uint32][]byte, len(pcrs))

@@ -56,7 +56,8 @@ const (
 
 // Endorsement finds out who made the TPM of a claim: one of its certificates
 // must be for the claimed endorsement key and lead to a trusted root, at this
-// time; the others may be steps on the way. The error is ErrNoEndorsement, ErrEndorsement or ErrVirtual.
+// time; the others may be steps on the way. The error is ErrNoEndorsement,
+// ErrEndorsement or ErrVirtual; with the last, the maker is returned too.
 func (c *Claim) Endorsement(trust Trust, at time.Time) (*Maker, error) {
 	return VerifyEndorsement(c.EK, c.certificates, trust, at)
 }

@@ -84,12 +84,14 @@ func VerifyCertify(ak, key *Key, qualifying, message, signature []byte) error {
 // Quoted is what a quote says.
 type Quoted struct {
 	Clock Clock
-	// Digest is SHA-256 over the values of the PCRs, in their order.
+	// PCRs of the SHA-256 bank, ascending.
+	PCRs []uint32
+	// Digest is SHA-256 over their values.
 	Digest []byte
 }
 
-// VerifyQuote checks that the TPM of ak quotes exactly these PCRs of the
-// SHA-256 bank for this question. The error is ErrStatement, ErrReplay or
+// VerifyQuote checks that the TPM of ak quotes exactly these PCRs (ascending)
+// of the SHA-256 bank for this question. The error is ErrStatement, ErrReplay or
 // ErrPCRs.
 func VerifyQuote(ak *Key, pcrs []uint32, qualifying, message, signature []byte) (*Quoted, error) {
 	s, err := openStatement(ak, typeQuote, qualifying, message, signature)
@@ -111,12 +113,15 @@ func VerifyQuote(ak *Key, pcrs []uint32, qualifying, message, signature []byte) 
 	if banks != 1 || bank != algSHA256 || slices.ContainsFunc(selected, func(b byte) bool { return b != 0 }) {
 		return nil, fmt.Errorf("%w: it quotes others too", ErrPCRs)
 	}
-	return &Quoted{Clock: s.clock, Digest: digest}, nil
+	return &Quoted{Clock: s.clock, PCRs: pcrs, Digest: digest}, nil
 }
 
 // Values checks that these are the values of the quoted PCRs, in their order.
 // The error is ErrPCRs.
 func (q *Quoted) Values(values [][]byte) error {
+	if len(values) != len(q.PCRs) {
+		return fmt.Errorf("%w: %d values of %d", ErrPCRs, len(values), len(q.PCRs))
+	}
 	h := sha256.New()
 	for _, v := range values {
 		if len(v) != sha256.Size {

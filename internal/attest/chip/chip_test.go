@@ -233,7 +233,8 @@ func TestEndorsementKeyThatLiesInTheTPMIsUsed(t *testing.T) {
 	}
 }
 
-func TestStoredKeyIsReadByOpenSSL(t *testing.T) {
+// OpenSSL's provider for TPMs reads what is stored, under this name.
+func TestKeyForOpenSSLIsTheStoredOne(t *testing.T) {
 	p := newPC(t)
 	key := p.newKey(t)
 	block, rest := pem.Decode(must(key.PEM())(t))
