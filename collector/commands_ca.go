@@ -52,7 +52,7 @@ func (h *keyHouse) show() error {
 	}
 	entries, warnings, err := authority.List(filepath.Join(c.State, keysDir), time.Now())
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s holds no keys yet: run pfoertner-collector init", c.State)
+		return errNoKeys(c)
 	}
 	if err != nil {
 		return err
@@ -181,7 +181,7 @@ func (h *keyHouse) requests() *cobra.Command {
 			if len(kinds) == 0 {
 				kinds = authority.Kinds()
 			}
-			return h.change(cmd.Context(), func(r authority.Rotation) error {
+			return h.begin(cmd.Context(), func(r authority.Rotation) error {
 				requests, err := r.Request(kinds, organisation, source(agent))
 				if err != nil {
 					return err
@@ -250,8 +250,25 @@ func (h *keyHouse) moveRoot() *cobra.Command {
 	}
 }
 
-// change makes a change and records it in the collector's audit log.
+// change makes a change and records it in the collector's audit log. There has
+// to be something to change.
 func (h *keyHouse) change(ctx context.Context, do func(authority.Rotation) error) error {
+	c, err := loadConfig(h.config)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(c.State, keysDir)); err != nil {
+		return errNoKeys(c)
+	}
+	return h.begin(ctx, do)
+}
+
+func errNoKeys(c Config) error {
+	return fmt.Errorf("%s holds no keys yet: run pfoertner-collector init", c.State)
+}
+
+// begin is change for a collector that may have no keys yet.
+func (h *keyHouse) begin(ctx context.Context, do func(authority.Rotation) error) error {
 	c, err := loadConfig(h.config)
 	if err != nil {
 		return err

@@ -216,6 +216,7 @@ func TestCeremonyWithAnOfflineRoot(t *testing.T) {
 		s.run(args...)
 	}
 	s.run("ca", "list", "--config", config)
+	s.run("ca", "switch", "device", "--config", config)
 	s.run("ca", "root", safe, "--organisation", "Amt Nord")
 	s.run("ca", "requests", "--out", asked, "--config", config)
 	sign(false)
