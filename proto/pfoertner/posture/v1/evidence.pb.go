@@ -2362,7 +2362,8 @@ type PendingUpdate struct {
 	Architecture     string `protobuf:"bytes,2,opt,name=architecture,proto3" json:"architecture,omitempty"`
 	InstalledVersion string `protobuf:"bytes,3,opt,name=installed_version,json=installedVersion,proto3" json:"installed_version,omitempty"`
 	FixedVersion     string `protobuf:"bytes,4,opt,name=fixed_version,json=fixedVersion,proto3" json:"fixed_version,omitempty"`
-	// When this notebook first saw the fix offered: pending for at least so long.
+	// When this notebook first saw the fix offered, or the oldest one that it
+	// supersedes and that was not installed: pending for at least so long.
 	FirstSeenAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=first_seen_at,json=firstSeenAt,proto3" json:"first_seen_at,omitempty"`
 	// "Debian-Security", "Ubuntu:jammy-security".
 	Origin string `protobuf:"bytes,6,opt,name=origin,proto3" json:"origin,omitempty"`
