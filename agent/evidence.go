@@ -44,17 +44,21 @@ func newEvidence(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 		host, options := probe.NewHost(), probe.Options{AgentVersion: version, Ledger: sightings(c), VPNCatalogue: clients(c)}
 		options.UpdateSearches = probe.NewUpdateSearches("")
 		options.UpdateSearches.Patience = time.Minute // somebody waits for it
+		var ev *posturev1.Evidence
 		switch {
 		case *raw != "":
 			options.UpdateSearches.Patience = 10 * time.Minute
 			return writeCapture(ctx, host, options, *raw, out)
 		case *replay != "":
-			options.Ledger = nil // what this notebook saw pending says nothing about another
-			if host, err = readCapture(*replay); err != nil {
+			machine, err := readCapture(*replay)
+			if err != nil {
 				return err
 			}
+			options.Ledger = nil // what this notebook saw pending says nothing about another
+			ev = machine.Evidence(ctx, probe.Probes(options))
+		default:
+			ev = probe.NewCollector(host, probe.Probes(options)).Collect(ctx)
 		}
-		ev := probe.NewCollector(host, probe.Probes(options)).Collect(ctx)
 		if *asJSON {
 			b, err := protojson.MarshalOptions{Multiline: true, UseProtoNames: true}.Marshal(ev)
 			if err != nil {

@@ -31,12 +31,7 @@ func writeCapture(ctx context.Context, host probe.Host, o probe.Options, name st
 	return err
 }
 
-// readCapture is the machine that a capture shows. The file may name a base
-// beside it.
-func readCapture(name string) (probe.Host, error) {
-	c, err := capture.Read(os.DirFS(filepath.Dir(name)), filepath.Base(name))
-	if err != nil {
-		return probe.Host{}, err
-	}
-	return c.Host(), nil
+// readCapture reads what a machine was like. The file may name others beside it.
+func readCapture(name string) (*capture.Capture, error) {
+	return capture.Read(os.DirFS(filepath.Dir(name)), filepath.Base(name))
 }

@@ -53,10 +53,11 @@ func TestReplayRefusesWhatIsNoCapture(t *testing.T) {
 }
 
 func TestARecordedMachineReplaysToTheSameEvidence(t *testing.T) {
-	host, err := readCapture(notebookCapture)
+	machine, err := readCapture(notebookCapture)
 	if err != nil {
 		t.Fatal(err)
 	}
+	host := machine.Host()
 	file := filepath.Join(t.TempDir(), "out.json")
 	var said bytes.Buffer
 	if err := writeCapture(t.Context(), host, probe.Options{}, file, &said); err != nil {
@@ -69,8 +70,8 @@ func TestARecordedMachineReplaysToTheSameEvidence(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := probe.NewCollector(host, probe.Probes(probe.Options{})).Collect(t.Context())
-	got := probe.NewCollector(again, probe.Probes(probe.Options{})).Collect(t.Context())
+	want := machine.Evidence(t.Context(), probe.Probes(probe.Options{}))
+	got := again.Evidence(t.Context(), probe.Probes(probe.Options{}))
 	if g, w := protojson.Format(got), protojson.Format(want); g != w {
 		t.Errorf("replayed\n%s\nrecorded\n%s", g, w)
 	}

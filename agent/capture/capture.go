@@ -25,6 +25,7 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -36,6 +37,7 @@ const (
 	maxBytes   = 4 << 20
 	maxAnswers = 4096
 	maxBases   = 4
+	maxBefore  = 12
 )
 
 // document is the file.
@@ -45,6 +47,10 @@ type document struct {
 	About string `json:"about,omitempty"`
 	// Base is the file beside this one that this one lies over.
 	Base string `json:"base,omitempty"`
+	// Before is the file beside this one that shows the same machine earlier.
+	// What the probes remember of it, they know here. Only files made by hand
+	// have it; that of a base does not count.
+	Before string `json:"before,omitempty"`
 	// CapturedAt is the clock of the probes when it is replayed.
 	CapturedAt time.Time `json:"captured_at,omitzero"`
 	// Absent names kinds of questions, such as "registry.value": those that
@@ -71,7 +77,9 @@ type Capture struct {
 	// About says what it shows.
 	About string
 	// At is when it was made.
-	At      time.Time
+	At time.Time
+	// Before is the machine earlier; nil when nothing is known of that.
+	Before  *Capture
 	absent  map[string]bool
 	replies map[string]reply
 }
@@ -82,14 +90,30 @@ type reply struct {
 	err   error
 }
 
-// Read reads the capture with this name in dir, and the bases it names, which
-// lie in dir too.
+// Read reads the capture with this name in dir, the bases it names and those
+// before it, which lie in dir too.
 func Read(dir fs.FS, name string) (*Capture, error) {
+	return read(dir, name, 0)
+}
+
+// read reads a capture that is before so many others.
+func read(dir fs.FS, name string, others int) (*Capture, error) {
 	c := &Capture{absent: map[string]bool{}, replies: map[string]reply{}}
-	if err := c.read(dir, name, 0); err != nil {
+	before, err := c.read(dir, name, 0)
+	if err != nil {
 		return nil, err
 	}
+	if before != "" {
+		if others == maxBefore {
+			return nil, fmt.Errorf("capture %s: more than %d are before one another", name, maxBefore)
+		}
+		if c.Before, err = read(dir, before, others+1); err != nil {
+			return nil, err
+		}
+	}
 	switch {
+	case c.Before != nil && !c.Before.At.Before(c.At):
+		return nil, fmt.Errorf("capture %s: %s is not before it", name, before)
 	case c.At.IsZero():
 		return nil, fmt.Errorf("capture %s: captured_at is missing", name)
 	case len(c.replies) == 0:
@@ -98,31 +122,34 @@ func Read(dir fs.FS, name string) (*Capture, error) {
 	return c, nil
 }
 
-// read lays the named file over what its base says.
-func (c *Capture) read(dir fs.FS, name string, depth int) error {
+// read lays the named file over what its base says, and tells what it says is
+// before it.
+func (c *Capture) read(dir fs.FS, name string, depth int) (before string, err error) {
 	content, err := readLimited(dir, name)
 	if err != nil {
-		return fmt.Errorf("capture %s: %w", name, err)
+		return "", fmt.Errorf("capture %s: %w", name, err)
 	}
 	d, err := parse(content)
 	if err != nil {
-		return fmt.Errorf("capture %s: %w", name, err)
+		return "", fmt.Errorf("capture %s: %w", name, err)
+	}
+	for _, other := range []string{d.Base, d.Before} {
+		if other != "" && (!fs.ValidPath(other) || other == "." || strings.ContainsAny(other, `/\`)) {
+			return "", fmt.Errorf("capture %s: %q is not the name of a file beside it", name, other)
+		}
 	}
 	if d.Base != "" {
 		if depth == maxBases {
-			return fmt.Errorf("capture %s: more than %d bases lie below one another", name, maxBases)
+			return "", fmt.Errorf("capture %s: more than %d bases lie below one another", name, maxBases)
 		}
-		if !fs.ValidPath(d.Base) || d.Base == "." || bytes.ContainsAny([]byte(d.Base), `/\`) {
-			return fmt.Errorf("capture %s: base %q is not the name of a file beside it", name, d.Base)
-		}
-		if err := c.read(dir, d.Base, depth+1); err != nil {
-			return err
+		if _, err := c.read(dir, d.Base, depth+1); err != nil {
+			return "", err
 		}
 	}
 	if err := c.lay(d); err != nil {
-		return fmt.Errorf("capture %s: %w", name, err)
+		return "", fmt.Errorf("capture %s: %w", name, err)
 	}
-	return nil
+	return d.Before, nil
 }
 
 func readLimited(dir fs.FS, name string) ([]byte, error) {

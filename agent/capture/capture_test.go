@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"reflect"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"pfoertner/agent/probe"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
 const head = `{"version": 1, "captured_at": "2026-06-20T08:00:00Z", `
@@ -163,6 +165,40 @@ func TestACaptureLiesOverItsBase(t *testing.T) {
 	}
 }
 
+func TestACaptureMayShowTheMachineOfAnother(t *testing.T) {
+	files := map[string]string{
+		"may.json":  `{"version": 1, "captured_at": "2026-05-01T00:00:00Z", "answers": {"registry.exists A": {"value": true}}}`,
+		"june.json": `{"version": 1, "captured_at": "2026-06-01T00:00:00Z", "before": "may.json", "answers": {"registry.exists A": {"value": false}}}`,
+		"july.json": `{"version": 1, "captured_at": "2026-07-01T00:00:00Z", "before": "june.json", "base": "june.json", "answers": {}}`,
+		"over.json": `{"version": 1, "base": "june.json", "answers": {}}`,
+		"late.json": `{"version": 1, "captured_at": "2026-05-01T00:00:00Z", "before": "june.json", "base": "may.json", "answers": {}}`,
+	}
+	var saw []string
+	looks := probe.Probe{Section: "patch", Collect: func(_ context.Context, h probe.Host, ev *posturev1.Evidence) error {
+		a, err := h.Windows.Registry.Exists("A")
+		saw = append(saw, fmt.Sprint(h.Now().Month(), " ", a, " ", err))
+		ev.Patch = &posturev1.Patch{Reading: &posturev1.Reading{}}
+		return nil
+	}}
+	for name, want := range map[string]string{
+		"july.json": "May true <nil>, June false <nil>, July false <nil>",
+		"over.json": "June false <nil>", // a base lends its answers, not its past
+	} {
+		c, err := Read(dir(files), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		saw = nil
+		c.Evidence(t.Context(), []probe.Probe{looks})
+		if got := strings.Join(saw, ", "); got != want {
+			t.Errorf("%s: the probe saw %s, want %s", name, got, want)
+		}
+	}
+	if _, err := Read(dir(files), "late.json"); err == nil || !strings.Contains(err.Error(), "june.json is not before it") {
+		t.Errorf("a past that is later: %v", err)
+	}
+}
+
 func TestFilesAreReadStrictly(t *testing.T) {
 	loop := dir(map[string]string{"a.json": `{"version": 1, "base": "b.json", "answers": {}}`, "b.json": `{"version": 1, "base": "a.json", "answers": {}}`})
 	if _, err := Read(loop, "a.json"); err == nil || !strings.Contains(err.Error(), "bases") {
@@ -192,6 +228,9 @@ func TestFilesAreReadStrictly(t *testing.T) {
 		"no base there":           {head + `"base": "none.json", "answers": {}}`, "none.json"},
 		"a base elsewhere":        {head + `"base": "../none.json", "answers": {}}`, "beside it"},
 		"a base below":            {head + `"base": "x/none.json", "answers": {}}`, "beside it"},
+		"nothing before it":       {head + `"before": "none.json", "answers": {"registry.exists K": {"value": true}}}`, "none.json"},
+		"before it elsewhere":     {head + `"before": "../a.json", "answers": {"registry.exists K": {"value": true}}}`, "beside it"},
+		"before itself":           {head + `"before": "a.json", "answers": {"registry.exists K": {"value": true}}}`, "before one another"},
 		"too large":               {head + `"about": "` + strings.Repeat("x", maxBytes) + `", "answers": {}}`, "larger"},
 	} {
 		t.Run(name, func(t *testing.T) {

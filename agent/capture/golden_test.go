@@ -78,8 +78,7 @@ func TestEvidenceOfCaptures(t *testing.T) {
 // varies its white space on purpose.
 func evidenceOf(t *testing.T, c *Capture) []byte {
 	t.Helper()
-	probes := probe.Probes(probe.Options{AgentVersion: "capture"})
-	ev := probe.NewCollector(c.Host(), probes).Collect(t.Context())
+	ev := c.Evidence(t.Context(), probe.Probes(probe.Options{AgentVersion: "capture"}))
 	b, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(ev)
 	if err != nil {
 		t.Fatal(err)

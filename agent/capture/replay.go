@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"pfoertner/agent/probe"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
 // errNotRecorded answers what the capture does not hold.
@@ -39,6 +40,15 @@ func (c *Capture) Host() probe.Host {
 		},
 		Now: func() time.Time { return c.At },
 	}
+}
+
+// Evidence is what the probes make of the machine, after they have seen it as
+// it was before.
+func (c *Capture) Evidence(ctx context.Context, probes []probe.Probe) *posturev1.Evidence {
+	if c.Before != nil {
+		c.Before.Evidence(ctx, probes)
+	}
+	return probe.NewCollector(c.Host(), probes).Collect(ctx)
 }
 
 // replayer answers from a capture.

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -159,13 +160,37 @@ func TestClockThatIsWrongMakesNothingOld(t *testing.T) {
 
 func FuzzSightings(f *testing.F) {
 	f.Add([]byte(`[{"package":"apt","architecture":"amd64","version":"1","first_seen":"2026-11-21T19:00:00Z"}]`))
+	f.Add([]byte(`[{"package":"KB5000001","architecture":"windows","version":"offered","first_seen":"2026-11-01T19:00:00Z",
+		"update_ids":["00000001-0000-4000-8000-00805f9b34fb"],"revision":112150186040783,"gone":"2026-11-20T19:00:00Z"}]`))
 	f.Add([]byte(`null`))
 	f.Fuzz(func(t *testing.T, content []byte) {
 		sightings, err := parseSightings(content)
+		if err != nil {
+			return
+		}
 		for _, s := range sightings {
-			if err == nil && (s.Package == "" || s.FirstSeen.IsZero()) {
+			if s.Package == "" || s.FirstSeen.IsZero() {
 				t.Errorf("took a sighting without package or time: %+v", s)
 			}
+		}
+		// Whatever was kept, what is pending now is never first seen tomorrow,
+		// and what is kept next can be read again.
+		answer := &UpdateSearch{LastSearch: testNow, Pending: []OfferedUpdate{cumulative(1), cumulative(2, 1)}}
+		pending := securityUpdates(answer.Pending)
+		ledger := &stubbornLedger{saved: sightings}
+		ages := fixAges{ledger: ledger}
+		ages.dateOffered(pending, answer, 26100<<32|8655, testNow)
+		for _, p := range pending {
+			if err := p.GetFirstSeenAt().CheckValid(); err != nil || p.GetFirstSeenAt().AsTime().After(testNow) {
+				t.Errorf("%s is first seen at %v, %v", p.GetPackage(), p.GetFirstSeenAt(), err)
+			}
+		}
+		kept, err := json.Marshal(ledger.saved)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parseSightings(kept); err != nil {
+			t.Errorf("kept what cannot be read: %v\n%s", err, kept)
 		}
 	})
 }

@@ -179,7 +179,7 @@ func (s Sighting) resumed(at time.Time) time.Time {
 	if s.Gone.IsZero() {
 		return s.FirstSeen
 	}
-	return s.FirstSeen.Add(max(0, at.Sub(s.Gone)))
+	return sooner(at, s.FirstSeen.Add(max(0, at.Sub(s.Gone))))
 }
 
 func (s Sighting) equal(other Sighting) bool {
