@@ -21,7 +21,7 @@ const (
 func (s *site) fallsToQuarantine(t testing.TB) (last time.Time) {
 	t.Helper()
 	for _, p := range s.guarded() {
-		if at := p.AwaitSilence(t, still, 2*soon); at.After(last) {
+		if at := p.AwaitSilence(t, still, 2*soon, s.quarantined()...); at.After(last) {
 			last = at
 		}
 	}

@@ -19,7 +19,7 @@ func TestFlushedRulesetIsPutBack(t *testing.T) {
 	}
 	s.gateway.Run(t, "nft", "flush", "ruleset")
 	for _, p := range s.guarded() {
-		p.AwaitSilence(t, still, soon)
+		p.AwaitSilence(t, still, soon, s.quarantined()...)
 		t.Logf("while there was no table: %s", p)
 	}
 	flows(t, s.quarantined()...)

@@ -25,7 +25,7 @@ const (
 	// must not fail a test.
 	soon = 45 * time.Second
 	// still is how long nothing must get through to count as silence.
-	still = 500 * time.Millisecond
+	still = time.Second
 	// pace is the interval of the traffic that tests watch, patience of questions
 	// to the collector.
 	pace     = 5 * time.Millisecond
