@@ -14,6 +14,10 @@ import (
 // installed and not hidden by an administrator.
 const updateCriteria = "IsInstalled=0 and IsHidden=0"
 
+// maxSuperseded is how many superseded updates are read in one search: under
+// 1 MB of the answer. Cumulative updates of Windows list a few hundred each.
+const maxSuperseded = 20000
+
 // readUpdates asks the Windows Update Agent (wuapi.h) by its automation
 // interfaces. It asks no server: Online=false reads what the last scan of
 // Windows itself left behind.
@@ -64,12 +68,15 @@ func search(searcher object, answer *UpdateSearch) error {
 		return err
 	}
 	answer.Pending = []OfferedUpdate{}
+	superseded := int32(maxSuperseded)
 	return updates.each(func(item *ole.VARIANT) error {
 		o, err := asObject(item, nil)
 		if err != nil {
 			return err
 		}
 		update, err := readUpdate(o)
+		readSupersedence(o, &update, superseded)
+		superseded -= int32(len(update.Supersedes))
 		answer.Pending = append(answer.Pending, update)
 		return err
 	})
@@ -111,13 +118,13 @@ func readUpdate(o object) (u OfferedUpdate, err error) {
 	u.Changed, errChanged = o.time("LastDeploymentChangeTime")
 	u.Downloaded, errDownloaded = o.flag("IsDownloaded")
 	u.Reboot, errReboot = o.flag("RebootRequired")
-	readSupersedence(o, &u)
 	return u, errors.Join(errSeverity, errChanged, errDownloaded, errReboot)
 }
 
 // readSupersedence reads IUpdate.Identity and, of an update whose age counts,
-// SupersededUpdateIDs. That they cannot be read does not hide the update.
-func readSupersedence(o object, u *OfferedUpdate) {
+// SupersededUpdateIDs up to a limit. That they cannot be read does not hide the
+// update.
+func readSupersedence(o object, u *OfferedUpdate, limit int32) {
 	if identity, err := asObject(o.get("Identity")); err == nil {
 		id, _ := identity.text("UpdateID")
 		u.ID = updateID(id)
@@ -134,7 +141,7 @@ func readSupersedence(o object, u *OfferedUpdate) {
 	if err != nil {
 		count = -1
 	}
-	u.Supersedes, u.SupersedesMore = supersededIDs(count, func(i int32) (string, error) {
+	u.Supersedes, u.SupersedesMore = supersededIDs(count, limit, func(i int32) (string, error) {
 		v, err := superseded.get("Item", i)
 		if err != nil {
 			return "", err

@@ -41,10 +41,6 @@ const (
 	// the old before it approves the new, shorter than from one monthly update
 	// to the next.
 	goneKept = 14 * 24 * time.Hour
-
-	// maxSuperseded is how many superseded updates are read of one update.
-	// Cumulative updates of Windows list a few hundred.
-	maxSuperseded = 2000
 )
 
 // successor is what is pending under one KB number, which several updates may
@@ -197,10 +193,11 @@ func updateID(text string) string {
 	return id
 }
 
-// supersededIDs reads a collection of UpdateIDs. More says that it holds more
-// than is told: there is a limit, an item that cannot be read, or none at all.
-func supersededIDs(count int32, item func(int32) (string, error)) (ids []string, more bool) {
-	for i := range min(count, maxSuperseded) {
+// supersededIDs reads a collection of UpdateIDs up to a limit. More says that it
+// holds more than is told: those above the limit, those that cannot be read, or
+// a number of items that is not known, which is negative.
+func supersededIDs(count, limit int32, item func(int32) (string, error)) (ids []string, more bool) {
+	for i := range min(count, limit) {
 		text, err := item(i)
 		id := updateID(text)
 		if err != nil || id == "" {
@@ -209,5 +206,5 @@ func supersededIDs(count int32, item func(int32) (string, error)) (ids []string,
 		}
 		ids = append(ids, id)
 	}
-	return ids, more || count < 0 || count > maxSuperseded
+	return ids, more || count < 0 || count > limit
 }

@@ -276,13 +276,16 @@ func TestSupersededUpdatesAreLimited(t *testing.T) {
 		more  bool
 	}{
 		{-1, 0, true}, {0, 0, false}, {1, 1, false}, {2, 1, true}, {3, 1, true}, {4, 2, true},
-		{maxSuperseded + 1, maxSuperseded - 2, true}, {1 << 30, maxSuperseded - 2, true},
+		{51, 48, true}, {1 << 30, 48, true},
 	} {
-		if ids, more := supersededIDs(c.count, item); len(ids) != c.ids || more != c.more {
+		if ids, more := supersededIDs(c.count, 50, item); len(ids) != c.ids || more != c.more {
 			t.Errorf("%d items: %d IDs, more %v", c.count, len(ids), more)
 		}
 	}
-	if ids, _ := supersededIDs(1, item); !slices.Equal(ids, []string{updateNumber(0)}) {
+	if ids, more := supersededIDs(3, 0, item); len(ids) != 0 || !more {
+		t.Errorf("with nothing left of the limit: %v, more %v", ids, more)
+	}
+	if ids, _ := supersededIDs(1, 50, item); !slices.Equal(ids, []string{updateNumber(0)}) {
 		t.Errorf("IDs: %v", ids)
 	}
 }
