@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"pfoertner/internal/mtls"
 )
@@ -69,22 +68,6 @@ func writeFile(path string, content []byte) error {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
-}
-
-// owned gives a file that root writes to the owner of its directory: the
-// service that has to read it may not be root.
-func owned(f *os.File) error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	info, err := os.Stat(filepath.Dir(f.Name()))
-	if err != nil {
-		return err
-	}
-	if dir, ok := info.Sys().(*syscall.Stat_t); ok {
-		return f.Chown(int(dir.Uid), int(dir.Gid))
-	}
-	return nil
 }
 
 func syncDir(dir string) error {

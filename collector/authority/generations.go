@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"time"
 )
 
@@ -192,20 +191,6 @@ func (k keep) change(do func(*register) error) error {
 		return err
 	}
 	return k.write(filepath.Join(k.dir, registerFile), append(text, '\n'))
-}
-
-// lock keeps other programs from changing the directory at the same time. It
-// ends with the process at the latest.
-func lock(dir string) (unlock func(), err error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	if err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX); err != nil {
-		d.Close()
-		return nil, fmt.Errorf("locking %s: %w", dir, err)
-	}
-	return func() { d.Close() }, nil
 }
 
 // stateOf returns the state of a generation by its name; empty: unknown.
