@@ -145,6 +145,14 @@ func (s step) scalar(v protoreflect.Value) string {
 	return short(v.String())
 }
 
+// updateSummary names an update; those of Windows have no versions.
+func updateSummary(u *posturev1.PendingUpdate) string {
+	if u.GetInstalledVersion() == "" && u.GetFixedVersion() == "" {
+		return u.GetPackage()
+	}
+	return u.GetPackage() + " " + u.GetInstalledVersion() + " → " + u.GetFixedVersion()
+}
+
 // summary is a message in short, empty for messages of which there is none.
 func summary(m proto.Message) string {
 	switch m := m.(type) {
@@ -155,7 +163,7 @@ func summary(m proto.Message) string {
 	case *posturev1.Volume:
 		return volumeSummary(m)
 	case *posturev1.PendingUpdate:
-		return short(m.GetPackage() + " " + m.GetInstalledVersion() + " → " + m.GetFixedVersion() + ", offered since " + dateWord(m.GetFirstSeenAt()))
+		return short(updateSummary(m) + ", offered since " + dateWord(m.GetFirstSeenAt()))
 	case *posturev1.Feed:
 		return short(m.GetOrigin() + " " + m.GetCodename() + ", released " + dateWord(m.GetReleasedAt()) + ", fetched " + dateWord(m.GetFetchedAt()))
 	case *posturev1.Patch:
