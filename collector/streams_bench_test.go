@@ -162,7 +162,7 @@ func (h *house) invite(b *testing.B, key *ecdsa.PrivateKey, count int) *crowdPro
 	}
 	p := plan{Address: h.agents.Addr().String(), Servers: h.keys.TrustBundle()[0], Key: der, Count: count}
 	return startCrowd(b, p, func(i int) [][]byte {
-		cert, err := h.keys.IssueDevice(deviceOf(i).GetId(), key.Public())
+		cert, err := h.keys.IssueDevice(deviceOf(i).GetId(), key.Public(), 0)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -226,10 +226,14 @@ type Certificate struct {
 }
 
 // IssueDevice issues a device certificate for an ECDSA P-256 key. The device
-// id is a UUID in canonical form.
-func (a *Authority) IssueDevice(deviceID string, key crypto.PublicKey) (*Certificate, error) {
+// id is a UUID in canonical form. A lifetime of zero, or beyond it, is
+// DeviceLifetime.
+func (a *Authority) IssueDevice(deviceID string, key crypto.PublicKey, lifetime time.Duration) (*Certificate, error) {
+	if lifetime <= 0 || lifetime > DeviceLifetime {
+		lifetime = DeviceLifetime
+	}
 	return a.issuer(kindDevice).issue(request{
-		role: mtls.RoleDevice, name: deviceID, key: key, lifetime: DeviceLifetime, renewAfter: DeviceRenewAfter,
+		role: mtls.RoleDevice, name: deviceID, key: key, lifetime: lifetime, renewAfter: lifetime / 3,
 	}, a.now())
 }
 

@@ -119,7 +119,7 @@ func TestCreateNeverOverwrites(t *testing.T) {
 
 func TestDeviceCertificate(t *testing.T) {
 	a, _ := create(t, &clock{morning})
-	issued, err := a.IssueDevice(device, publicKey(t))
+	issued, err := a.IssueDevice(device, publicKey(t), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +139,7 @@ func TestDeviceCertificate(t *testing.T) {
 	if cert.SerialNumber.BitLen() < 100 {
 		t.Errorf("serial %x is not 128 random bits", cert.SerialNumber)
 	}
-	second, err := a.IssueDevice(device, publicKey(t))
+	second, err := a.IssueDevice(device, publicKey(t), 0)
 	if err != nil || second.Serial == issued.Serial {
 		t.Errorf("second serial %s, %v", second.Serial, err)
 	}
@@ -150,7 +150,7 @@ func TestDeviceCertificate(t *testing.T) {
 func TestPoolsHoldOneRoleOnly(t *testing.T) {
 	a, dir := create(t, &clock{morning})
 	issue := map[string]func() (*Certificate, error){
-		"device":   func() (*Certificate, error) { return a.IssueDevice(device, publicKey(t)) },
+		"device":   func() (*Certificate, error) { return a.IssueDevice(device, publicKey(t), 0) },
 		"gate":     func() (*Certificate, error) { return a.IssueGate("vpn-1", publicKey(t)) },
 		"operator": func() (*Certificate, error) { return a.IssueOperator("ops", publicKey(t)) },
 		"server": func() (*Certificate, error) {
@@ -217,11 +217,11 @@ func TestOnlyFittingKeysAndNamesAreCertified(t *testing.T) {
 	}
 	good := publicKey(t)
 	for name, issue := range map[string]func() (*Certificate, error){
-		"device with P-384":     func() (*Certificate, error) { return a.IssueDevice(device, &p384.PublicKey) },
-		"device with Ed25519":   func() (*Certificate, error) { return a.IssueDevice(device, ed) },
-		"device without a key":  func() (*Certificate, error) { return a.IssueDevice(device, nil) },
-		"device that is no id":  func() (*Certificate, error) { return a.IssueDevice("NB-0001", good) },
-		"device named operator": func() (*Certificate, error) { return a.IssueDevice("urn:pfoertner:operator:root", good) },
+		"device with P-384":     func() (*Certificate, error) { return a.IssueDevice(device, &p384.PublicKey, 0) },
+		"device with Ed25519":   func() (*Certificate, error) { return a.IssueDevice(device, ed, 0) },
+		"device without a key":  func() (*Certificate, error) { return a.IssueDevice(device, nil, 0) },
+		"device that is no id":  func() (*Certificate, error) { return a.IssueDevice("NB-0001", good, 0) },
+		"device named operator": func() (*Certificate, error) { return a.IssueDevice("urn:pfoertner:operator:root", good, 0) },
 		"gate without a name":   func() (*Certificate, error) { return a.IssueGate("", good) },
 		"operator with a colon": func() (*Certificate, error) { return a.IssueOperator("a:b", good) },
 	} {
@@ -283,12 +283,12 @@ func TestNothingOutlivesItsCA(t *testing.T) {
 	c := &clock{morning}
 	a, _ := create(t, c)
 	c.now = a.issuers["device-ca"].cert.NotAfter.Add(-time.Hour)
-	issued, err := a.IssueDevice(device, publicKey(t))
+	issued, err := a.IssueDevice(device, publicKey(t), 0)
 	if err != nil || !issued.NotAfter.Equal(a.issuers["device-ca"].cert.NotAfter) {
 		t.Errorf("ends %v, CA %v, %v", issued.NotAfter, a.issuers["device-ca"].cert.NotAfter, err)
 	}
 	c.now = a.issuers["device-ca"].cert.NotAfter
-	if _, err := a.IssueDevice(device, publicKey(t)); err == nil {
+	if _, err := a.IssueDevice(device, publicKey(t), 0); err == nil {
 		t.Error("issued by a CA that has ended")
 	}
 }
@@ -401,7 +401,7 @@ func BenchmarkIssueDevice(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		if _, err := a.IssueDevice(device, &key.PublicKey); err != nil {
+		if _, err := a.IssueDevice(device, &key.PublicKey, 0); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -78,7 +78,7 @@ func rotateAtAgent(t *testing.T, a *Authority, r Rotation, socket string) {
 		t.Fatal(err)
 	}
 	follow(t, a)
-	issued, err := a.IssueDevice(device, publicKey(t))
+	issued, err := a.IssueDevice(device, publicKey(t), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,7 @@ func TestWithoutItsAgentACollectorStartsAndIssuesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := reload(t, dir, c)
-	if _, err := again.IssueDevice(device, publicKey(t)); err == nil || !strings.Contains(err.Error(), "SSH agent") {
+	if _, err := again.IssueDevice(device, publicKey(t), 0); err == nil || !strings.Contains(err.Error(), "SSH agent") {
 		t.Errorf("issued, or not said why: %v", err)
 	}
 	if _, err := again.IssueGate("vpn1", publicKey(t)); err != nil {

@@ -107,7 +107,7 @@ func TestEveryCertificateHoldsThroughARotation(t *testing.T) {
 		life  time.Duration
 	}{
 		"device": {func(a *Authority) *x509.Certificate {
-			c, err := a.IssueDevice(device, publicKey(t))
+			c, err := a.IssueDevice(device, publicKey(t), 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -201,7 +201,7 @@ func TestServerCAIsHandedOutLongBeforeItIssues(t *testing.T) {
 		}
 		return pair.Leaf
 	}
-	issued, err := a.IssueDevice(device, publicKey(t))
+	issued, err := a.IssueDevice(device, publicKey(t), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +215,7 @@ func TestServerCAIsHandedOutLongBeforeItIssues(t *testing.T) {
 		t.Errorf("who knows only the old CA renews at %v", at)
 	}
 	c.now = c.now.Add(2 * settleAfter)
-	again, err := a.IssueDevice(device, publicKey(t))
+	again, err := a.IssueDevice(device, publicKey(t), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,7 +292,7 @@ func TestOfflineRoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.IssueDevice(device, publicKey(t)); err != nil {
+	if _, err := a.IssueDevice(device, publicKey(t), 0); err != nil {
 		t.Error(err)
 	}
 	if _, err := Create(r.Dir, Options{DNSNames: []string{"x"}, Now: c.Now}); !errors.Is(err, fs.ErrExist) {
@@ -420,7 +420,7 @@ func TestRevokedCAIsRefusedAtOnce(t *testing.T) {
 	var log journal
 	a, dir := create(t, c)
 	r := Rotation{Dir: dir, Now: c.Now, Record: log.record}
-	issued, err := a.IssueDevice(device, publicKey(t))
+	issued, err := a.IssueDevice(device, publicKey(t), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -439,7 +439,7 @@ func TestRevokedCAIsRefusedAtOnce(t *testing.T) {
 	if verifies(leaf(t, issued), a.Devices(), c.now) {
 		t.Error("a certificate of the stolen key is accepted")
 	}
-	if again, err := a.IssueDevice(device, publicKey(t)); err != nil || !verifies(leaf(t, again), a.Devices(), c.now) {
+	if again, err := a.IssueDevice(device, publicKey(t), 0); err != nil || !verifies(leaf(t, again), a.Devices(), c.now) {
 		t.Errorf("the successor does not issue: %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "device-ca.key")); !errors.Is(err, fs.ErrNotExist) {
@@ -457,7 +457,7 @@ func TestRevokedCAIsRefusedAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	follow(t, a)
-	if _, err := a.IssueDevice(device, publicKey(t)); err == nil {
+	if _, err := a.IssueDevice(device, publicKey(t), 0); err == nil {
 		t.Error("issued by a revoked CA")
 	}
 	rotate(t, r, "device")
@@ -465,7 +465,7 @@ func TestRevokedCAIsRefusedAtOnce(t *testing.T) {
 	if got := states(t, r, "device"); !slices.Equal(got, []string{"device-ca revoked", "device-ca-2 revoked", "device-ca-3 current"}) {
 		t.Errorf("states: %v", got)
 	}
-	if _, err := a.IssueDevice(device, publicKey(t)); err != nil {
+	if _, err := a.IssueDevice(device, publicKey(t), 0); err != nil {
 		t.Error(err)
 	}
 }

@@ -33,7 +33,7 @@ import (
 
 // Issuer issues device certificates.
 type Issuer interface {
-	IssueDevice(deviceID string, key crypto.PublicKey) (*authority.Certificate, error)
+	IssueDevice(deviceID string, key crypto.PublicKey, lifetime time.Duration) (*authority.Certificate, error)
 	TrustBundle() [][]byte
 }
 
@@ -150,7 +150,7 @@ func (s *Server) enrol(ctx context.Context, stream enrolStream, hello *agentv1.H
 	if id == "" {
 		id = uuid.NewString()
 	}
-	cert, err := s.Issuer.IssueDevice(id, key)
+	cert, err := s.Issuer.IssueDevice(id, key, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -127,7 +127,7 @@ func TestOnlyGatewaysAreAnswered(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	device, err := h.authority.IssueDevice("0b7e6c1e-7a52-4c35-9a6e-3f3f6d8f3a11", &key.PublicKey)
+	device, err := h.authority.IssueDevice("0b7e6c1e-7a52-4c35-9a6e-3f3f6d8f3a11", &key.PublicKey, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -244,7 +244,7 @@ func (h *house) enrolled(t testing.TB, id string) *notebook {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := h.authority.IssueDevice(id, key.Public())
+	cert, err := h.authority.IssueDevice(id, key.Public(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,7 +79,7 @@ func (st *session) proveRenewal(ctx context.Context, p *agentv1.RenewalProof) er
 	if err := attest.Verify(r.key, attest.RenewDigest(r.nonce, exporter, r.csr), p.GetSignature()); err != nil {
 		return status.Error(codes.PermissionDenied, err.Error())
 	}
-	cert, err := st.service.Issuer.IssueDevice(st.deviceID, r.key)
+	cert, err := st.service.Issuer.IssueDevice(st.deviceID, r.key, 0)
 	if err == nil {
 		err = st.service.Registry.Renew(ctx, st.deviceID, st.spki, r.spki, cert.Serial, cert.NotAfter)
 	}

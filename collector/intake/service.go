@@ -63,7 +63,7 @@ type Reports interface {
 
 // Issuer issues device certificates.
 type Issuer interface {
-	IssueDevice(deviceID string, key crypto.PublicKey) (*authority.Certificate, error)
+	IssueDevice(deviceID string, key crypto.PublicKey, lifetime time.Duration) (*authority.Certificate, error)
 	TrustBundle() [][]byte
 	// RenewAfter is when the holder of a certificate should ask for the next.
 	RenewAfter(device *x509.Certificate) time.Time

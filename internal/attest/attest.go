@@ -28,8 +28,10 @@ import (
 )
 
 const (
-	purposeEnrol = "enrol-v1"
-	purposeRenew = "renew-v1"
+	purposeEnrol  = "enrol-v1"
+	purposeRenew  = "renew-v1"
+	purposeVPN    = "vpn-v1"
+	purposeTunnel = "tunnel-v1"
 )
 
 // NonceBytes is the length of the nonce in a challenge.
@@ -51,6 +53,18 @@ func EnrolDigest(nonce, exporter, hello []byte) []byte {
 // RenewalProof).
 func RenewDigest(nonce, exporter, csr []byte) []byte {
 	return digest(purposeRenew, nonce, exporter, csr)
+}
+
+// VPNDigest is what a VPN key signs to get its certificate (agent.v1
+// VpnKeyProof).
+func VPNDigest(nonce, exporter, csr []byte) []byte {
+	return digest(purposeVPN, nonce, exporter, csr)
+}
+
+// TunnelDigest is what the device's key signs to prove that a VPN session is
+// its own (agent.v1 TunnelProof).
+func TunnelDigest(nonce, exporter, statement []byte) []byte {
+	return digest(purposeTunnel, nonce, exporter, statement)
 }
 
 // digest is SHA-256(purpose ‖ 0 ‖ nonce ‖ exporter ‖ SHA-256(subject)). Nonce

@@ -15,8 +15,11 @@ const (
 	MaxMessageBytes = 1 << 20
 	// MaxStringBytes is the longest string field.
 	MaxStringBytes = 4 << 10
-	// MaxBytesBytes is the longest bytes field (TPM event log apart).
+	// MaxBytesBytes is the longest bytes field but an event log.
 	MaxBytesBytes = 64 << 10
+	// MaxEventLogBytes is the longest TPM event log (agent.v1 Quote, Proof):
+	// what is left of a message for all else in it is plenty.
+	MaxEventLogBytes = 960 << 10
 	// MaxListLength is the longest repeated field.
 	MaxListLength = 4096
 	// MaxDepth is the deepest nesting of messages.
@@ -112,11 +115,20 @@ func walkValue(f protoreflect.FieldDescriptor, v protoreflect.Value, depth int) 
 			return tooMuch("%d bytes of text, at most %d are taken", n, MaxStringBytes)
 		}
 	case protoreflect.BytesKind:
-		if n := len(v.Bytes()); n > MaxBytesBytes {
-			return tooMuch("%d bytes, at most %d are taken", n, MaxBytesBytes)
+		if n, most := len(v.Bytes()), maxBytes(f); n > most {
+			return tooMuch("%d bytes, at most %d are taken", n, most)
 		}
 	case protoreflect.MessageKind, protoreflect.GroupKind:
 		return walk(v.Message(), depth+1)
 	}
 	return nil
+}
+
+// maxBytes is the limit of a bytes field.
+func maxBytes(f protoreflect.FieldDescriptor) int {
+	switch f.FullName() {
+	case "pfoertner.agent.v1.Proof.event_log", "pfoertner.agent.v1.Quote.event_log":
+		return MaxEventLogBytes
+	}
+	return MaxBytesBytes
 }

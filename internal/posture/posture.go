@@ -25,7 +25,10 @@ import (
 //	1: enrolment with a software key, full evidence, delta, heartbeat, renewal.
 //	2: VpnCatalogue. The collector sends one only to agents that say 2 or more;
 //	   the rest of what is new are fields that an older side ignores.
-const Capability = 2
+//	3: keys in the TPM, quotes, PresenceCheck, VPN keys, tunnel proofs. The
+//	   collector sends the new kinds of messages only to agents that say 3 or
+//	   more.
+const Capability = 3
 
 // Sections lists the names of Evidence's sections in the order of their field
 // numbers: "platform", "volumes" and so on.

@@ -148,6 +148,8 @@ func TestLimitsNameTheFieldThatIsTooMuch(t *testing.T) {
 		"Evidence.patch.pending[1].package":                       &posturev1.Evidence{Patch: &posturev1.Patch{Pending: []*posturev1.PendingUpdate{{}, {Package: long}}}},
 		"Evidence.patch.pending: 4097 entries":                    &posturev1.Evidence{Patch: &posturev1.Patch{Pending: make([]*posturev1.PendingUpdate, MaxListLength+1)}},
 		"Hello.csr: 65537 bytes":                                  &agentv1.Hello{Csr: make([]byte, MaxBytesBytes+1)},
+		"Quote.event_log: 983041 bytes":                           &agentv1.Quote{EventLog: make([]byte, MaxEventLogBytes+1)},
+		"Proof.quote: 65537 bytes":                                &agentv1.Proof{Quote: make([]byte, MaxBytesBytes+1)},
 		"message of":                                              &posturev1.Evidence{Platform: &posturev1.Platform{Edition: strings.Repeat("x", MaxMessageBytes)}},
 		"Evidence.volumes.volumes[0].paths[0].layers[0].kdfs[0]:": &posturev1.Evidence{Volumes: &posturev1.Volumes{Volumes: []*posturev1.Volume{{Paths: []*posturev1.StoragePath{{Layers: []*posturev1.StorageLayer{{Kdfs: []string{long}}}}}}}}},
 	} {
@@ -157,6 +159,9 @@ func TestLimitsNameTheFieldThatIsTooMuch(t *testing.T) {
 	}
 	if err := CheckLimits(sample(time.Unix(1, 1))); err != nil {
 		t.Errorf("real evidence is refused: %v", err)
+	}
+	if err := CheckLimits(&agentv1.Quote{EventLog: make([]byte, MaxEventLogBytes)}); err != nil {
+		t.Errorf("the longest event log is refused: %v", err)
 	}
 }
 
@@ -175,6 +180,7 @@ func TestNoMessageContainsItself(t *testing.T) {
 	}
 	for _, file := range []protoreflect.FileDescriptor{
 		posturev1.File_pfoertner_posture_v1_evidence_proto, agentv1.File_pfoertner_agent_v1_session_proto, agentv1.File_pfoertner_agent_v1_enrolment_proto,
+		agentv1.File_pfoertner_agent_v1_tunnel_proto, posturev1.File_pfoertner_posture_v1_attestation_proto, fleetv1.File_pfoertner_fleet_v1_orders_proto,
 		gatev1.File_pfoertner_gate_v1_gate_proto, fleetv1.File_pfoertner_fleet_v1_fleet_proto,
 	} {
 		for i := range file.Messages().Len() {

@@ -212,7 +212,8 @@ type Hello struct {
 	// What this agent understands (internal/posture.Capability).
 	Capability   uint32 `protobuf:"varint,1,opt,name=capability,proto3" json:"capability,omitempty"`
 	AgentVersion string `protobuf:"bytes,2,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
-	// One-time token, bound to an asset.
+	// One-time token, bound to an asset. A notebook whose TPM the collector knows,
+	// from the delivery list or from before, needs none.
 	Token string `protobuf:"bytes,3,opt,name=token,proto3" json:"token,omitempty"`
 	// SMBIOS data: look-up keys and alarms, never proof.
 	Machine *Machine `protobuf:"bytes,4,opt,name=machine,proto3" json:"machine,omitempty"`
@@ -445,7 +446,8 @@ func (x *TpmIdentity) GetFirmwareVersion() string {
 type Challenge struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 32 random bytes. The proof signs
-	// SHA-256("enrol-v1" ‖ 0 ‖ nonce ‖ exporter ‖ SHA-256(hello)).
+	// SHA-256("enrol-v1" ‖ 0 ‖ nonce ‖ exporter ‖ SHA-256(hello)). It is also
+	// what the TPM certifies the TLS key for.
 	Nonce []byte `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	// TPM2_MakeCredential output; empty for a software key.
 	CredentialBlob  []byte   `protobuf:"bytes,2,opt,name=credential_blob,json=credentialBlob,proto3" json:"credential_blob,omitempty"`
@@ -532,8 +534,11 @@ type Proof struct {
 	Quote            []byte `protobuf:"bytes,5,opt,name=quote,proto3" json:"quote,omitempty"`
 	QuoteSignature   []byte `protobuf:"bytes,6,opt,name=quote_signature,json=quoteSignature,proto3" json:"quote_signature,omitempty"`
 	EventLog         []byte `protobuf:"bytes,7,opt,name=event_log,json=eventLog,proto3" json:"event_log,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// The quoted PCRs' values, in the order of the challenge; empty: as in the
+	// event log.
+	PcrValues     [][]byte `protobuf:"bytes,8,rep,name=pcr_values,json=pcrValues,proto3" json:"pcr_values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Proof) Reset() {
@@ -611,6 +616,13 @@ func (x *Proof) GetQuoteSignature() []byte {
 func (x *Proof) GetEventLog() []byte {
 	if x != nil {
 		return x.EventLog
+	}
+	return nil
+}
+
+func (x *Proof) GetPcrValues() [][]byte {
+	if x != nil {
+		return x.PcrValues
 	}
 	return nil
 }
@@ -788,7 +800,7 @@ const file_pfoertner_agent_v1_enrolment_proto_rawDesc = "" +
 	"\x10encrypted_secret\x18\x03 \x01(\fR\x0fencryptedSecret\x12\x1f\n" +
 	"\vquote_nonce\x18\x04 \x01(\fR\n" +
 	"quoteNonce\x12\x12\n" +
-	"\x04pcrs\x18\x05 \x03(\rR\x04pcrs\"\xe8\x01\n" +
+	"\x04pcrs\x18\x05 \x03(\rR\x04pcrs\"\x87\x02\n" +
 	"\x05Proof\x12\x1c\n" +
 	"\tsignature\x18\x01 \x01(\fR\tsignature\x12\x1e\n" +
 	"\n" +
@@ -798,7 +810,9 @@ const file_pfoertner_agent_v1_enrolment_proto_rawDesc = "" +
 	"\x11certify_signature\x18\x04 \x01(\fR\x10certifySignature\x12\x14\n" +
 	"\x05quote\x18\x05 \x01(\fR\x05quote\x12'\n" +
 	"\x0fquote_signature\x18\x06 \x01(\fR\x0equoteSignature\x12\x1b\n" +
-	"\tevent_log\x18\a \x01(\fR\beventLog\"\xbe\x01\n" +
+	"\tevent_log\x18\a \x01(\fR\beventLog\x12\x1d\n" +
+	"\n" +
+	"pcr_values\x18\b \x03(\fR\tpcrValues\"\xbe\x01\n" +
 	"\x06Issued\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x1b\n" +
 	"\tdevice_id\x18\x02 \x01(\tR\bdeviceId\x12!\n" +

@@ -31,6 +31,10 @@ type ConnectRequest struct {
 	//	*ConnectRequest_Report
 	//	*ConnectRequest_Renewal
 	//	*ConnectRequest_RenewalProof
+	//	*ConnectRequest_Quote
+	//	*ConnectRequest_Presence
+	//	*ConnectRequest_VpnKey
+	//	*ConnectRequest_VpnKeyProof
 	Message       isConnectRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -109,6 +113,42 @@ func (x *ConnectRequest) GetRenewalProof() *RenewalProof {
 	return nil
 }
 
+func (x *ConnectRequest) GetQuote() *Quote {
+	if x != nil {
+		if x, ok := x.Message.(*ConnectRequest_Quote); ok {
+			return x.Quote
+		}
+	}
+	return nil
+}
+
+func (x *ConnectRequest) GetPresence() *Presence {
+	if x != nil {
+		if x, ok := x.Message.(*ConnectRequest_Presence); ok {
+			return x.Presence
+		}
+	}
+	return nil
+}
+
+func (x *ConnectRequest) GetVpnKey() *VpnKeyRequest {
+	if x != nil {
+		if x, ok := x.Message.(*ConnectRequest_VpnKey); ok {
+			return x.VpnKey
+		}
+	}
+	return nil
+}
+
+func (x *ConnectRequest) GetVpnKeyProof() *VpnKeyProof {
+	if x != nil {
+		if x, ok := x.Message.(*ConnectRequest_VpnKeyProof); ok {
+			return x.VpnKeyProof
+		}
+	}
+	return nil
+}
+
 type isConnectRequest_Message interface {
 	isConnectRequest_Message()
 }
@@ -129,6 +169,22 @@ type ConnectRequest_RenewalProof struct {
 	RenewalProof *RenewalProof `protobuf:"bytes,4,opt,name=renewal_proof,json=renewalProof,proto3,oneof"`
 }
 
+type ConnectRequest_Quote struct {
+	Quote *Quote `protobuf:"bytes,5,opt,name=quote,proto3,oneof"`
+}
+
+type ConnectRequest_Presence struct {
+	Presence *Presence `protobuf:"bytes,6,opt,name=presence,proto3,oneof"`
+}
+
+type ConnectRequest_VpnKey struct {
+	VpnKey *VpnKeyRequest `protobuf:"bytes,7,opt,name=vpn_key,json=vpnKey,proto3,oneof"`
+}
+
+type ConnectRequest_VpnKeyProof struct {
+	VpnKeyProof *VpnKeyProof `protobuf:"bytes,8,opt,name=vpn_key_proof,json=vpnKeyProof,proto3,oneof"`
+}
+
 func (*ConnectRequest_Hello) isConnectRequest_Message() {}
 
 func (*ConnectRequest_Report) isConnectRequest_Message() {}
@@ -136,6 +192,14 @@ func (*ConnectRequest_Report) isConnectRequest_Message() {}
 func (*ConnectRequest_Renewal) isConnectRequest_Message() {}
 
 func (*ConnectRequest_RenewalProof) isConnectRequest_Message() {}
+
+func (*ConnectRequest_Quote) isConnectRequest_Message() {}
+
+func (*ConnectRequest_Presence) isConnectRequest_Message() {}
+
+func (*ConnectRequest_VpnKey) isConnectRequest_Message() {}
+
+func (*ConnectRequest_VpnKeyProof) isConnectRequest_Message() {}
 
 type ConnectResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -150,6 +214,10 @@ type ConnectResponse struct {
 	//	*ConnectResponse_Resync
 	//	*ConnectResponse_Pace
 	//	*ConnectResponse_VpnCatalogue
+	//	*ConnectResponse_PresenceCheck
+	//	*ConnectResponse_VpnKeyChallenge
+	//	*ConnectResponse_VpnCertificate
+	//	*ConnectResponse_VpnKeyWanted
 	Message       isConnectResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -273,6 +341,42 @@ func (x *ConnectResponse) GetVpnCatalogue() *VpnCatalogue {
 	return nil
 }
 
+func (x *ConnectResponse) GetPresenceCheck() *PresenceCheck {
+	if x != nil {
+		if x, ok := x.Message.(*ConnectResponse_PresenceCheck); ok {
+			return x.PresenceCheck
+		}
+	}
+	return nil
+}
+
+func (x *ConnectResponse) GetVpnKeyChallenge() *VpnKeyChallenge {
+	if x != nil {
+		if x, ok := x.Message.(*ConnectResponse_VpnKeyChallenge); ok {
+			return x.VpnKeyChallenge
+		}
+	}
+	return nil
+}
+
+func (x *ConnectResponse) GetVpnCertificate() *VpnCertificate {
+	if x != nil {
+		if x, ok := x.Message.(*ConnectResponse_VpnCertificate); ok {
+			return x.VpnCertificate
+		}
+	}
+	return nil
+}
+
+func (x *ConnectResponse) GetVpnKeyWanted() *VpnKeyWanted {
+	if x != nil {
+		if x, ok := x.Message.(*ConnectResponse_VpnKeyWanted); ok {
+			return x.VpnKeyWanted
+		}
+	}
+	return nil
+}
+
 type isConnectResponse_Message interface {
 	isConnectResponse_Message()
 }
@@ -313,6 +417,22 @@ type ConnectResponse_VpnCatalogue struct {
 	VpnCatalogue *VpnCatalogue `protobuf:"bytes,9,opt,name=vpn_catalogue,json=vpnCatalogue,proto3,oneof"`
 }
 
+type ConnectResponse_PresenceCheck struct {
+	PresenceCheck *PresenceCheck `protobuf:"bytes,10,opt,name=presence_check,json=presenceCheck,proto3,oneof"`
+}
+
+type ConnectResponse_VpnKeyChallenge struct {
+	VpnKeyChallenge *VpnKeyChallenge `protobuf:"bytes,11,opt,name=vpn_key_challenge,json=vpnKeyChallenge,proto3,oneof"`
+}
+
+type ConnectResponse_VpnCertificate struct {
+	VpnCertificate *VpnCertificate `protobuf:"bytes,12,opt,name=vpn_certificate,json=vpnCertificate,proto3,oneof"`
+}
+
+type ConnectResponse_VpnKeyWanted struct {
+	VpnKeyWanted *VpnKeyWanted `protobuf:"bytes,13,opt,name=vpn_key_wanted,json=vpnKeyWanted,proto3,oneof"`
+}
+
 func (*ConnectResponse_Welcome) isConnectResponse_Message() {}
 
 func (*ConnectResponse_Acknowledgement) isConnectResponse_Message() {}
@@ -330,6 +450,14 @@ func (*ConnectResponse_Resync) isConnectResponse_Message() {}
 func (*ConnectResponse_Pace) isConnectResponse_Message() {}
 
 func (*ConnectResponse_VpnCatalogue) isConnectResponse_Message() {}
+
+func (*ConnectResponse_PresenceCheck) isConnectResponse_Message() {}
+
+func (*ConnectResponse_VpnKeyChallenge) isConnectResponse_Message() {}
+
+func (*ConnectResponse_VpnCertificate) isConnectResponse_Message() {}
+
+func (*ConnectResponse_VpnKeyWanted) isConnectResponse_Message() {}
 
 // ClientHello opens a stream.
 type ClientHello struct {
@@ -395,8 +523,11 @@ type Welcome struct {
 	ReportInterval   *durationpb.Duration `protobuf:"bytes,3,opt,name=report_interval,json=reportInterval,proto3" json:"report_interval,omitempty"`
 	CollectorVersion string               `protobuf:"bytes,4,opt,name=collector_version,json=collectorVersion,proto3" json:"collector_version,omitempty"`
 	RenewAfter       *durationpb.Duration `protobuf:"bytes,5,opt,name=renew_after,json=renewAfter,proto3" json:"renew_after,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// 32 random bytes: the TPM's quote is expected on this stream, over this
+	// nonce. Empty: none is, because the device key is not in a TPM.
+	QuoteNonce    []byte `protobuf:"bytes,6,opt,name=quote_nonce,json=quoteNonce,proto3" json:"quote_nonce,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
@@ -464,6 +595,198 @@ func (x *Welcome) GetRenewAfter() *durationpb.Duration {
 	return nil
 }
 
+func (x *Welcome) GetQuoteNonce() []byte {
+	if x != nil {
+		return x.QuoteNonce
+	}
+	return nil
+}
+
+// Quote is what the TPM states of how the machine was started. It answers the
+// quote nonce of Welcome or of Collect, once. The question that the TPM signs is
+// SHA-256("quote-v1" ‖ 0 ‖ nonce ‖ exporter).
+type Quote struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Nonce []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	// TPMS_ATTEST and TPMT_SIGNATURE; empty when the TPM does not quote now.
+	Message   []byte `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Signature []byte `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
+	// Values of PCRs 0, 2, 4, 7 and 11 to 14 (SHA-256 bank); empty: as in the
+	// event log.
+	PcrValues [][]byte `protobuf:"bytes,4,rep,name=pcr_values,json=pcrValues,proto3" json:"pcr_values,omitempty"`
+	// TCG event log, at most 960 KiB; empty when the machine has none, or a
+	// longer one.
+	EventLog []byte `protobuf:"bytes,5,opt,name=event_log,json=eventLog,proto3" json:"event_log,omitempty"`
+	// Why there is no quote: short, English.
+	Failure       string `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Quote) Reset() {
+	*x = Quote{}
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Quote) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Quote) ProtoMessage() {}
+
+func (x *Quote) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Quote.ProtoReflect.Descriptor instead.
+func (*Quote) Descriptor() ([]byte, []int) {
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Quote) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *Quote) GetMessage() []byte {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *Quote) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *Quote) GetPcrValues() [][]byte {
+	if x != nil {
+		return x.PcrValues
+	}
+	return nil
+}
+
+func (x *Quote) GetEventLog() []byte {
+	if x != nil {
+		return x.EventLog
+	}
+	return nil
+}
+
+func (x *Quote) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
+// PresenceCheck asks a stream whether its notebook is still at the other end,
+// because a second stream with the same key has begun. Two that answer are two
+// machines.
+type PresenceCheck struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 16 random bytes.
+	Nonce         []byte `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PresenceCheck) Reset() {
+	*x = PresenceCheck{}
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PresenceCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PresenceCheck) ProtoMessage() {}
+
+func (x *PresenceCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PresenceCheck.ProtoReflect.Descriptor instead.
+func (*PresenceCheck) Descriptor() ([]byte, []int) {
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PresenceCheck) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+type Presence struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nonce         []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Presence) Reset() {
+	*x = Presence{}
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Presence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Presence) ProtoMessage() {}
+
+func (x *Presence) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Presence.ProtoReflect.Descriptor instead.
+func (*Presence) Descriptor() ([]byte, []int) {
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Presence) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
 // Pace replaces the report interval of Welcome: another policy is in force.
 type Pace struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -474,7 +797,7 @@ type Pace struct {
 
 func (x *Pace) Reset() {
 	*x = Pace{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[4]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -486,7 +809,7 @@ func (x *Pace) String() string {
 func (*Pace) ProtoMessage() {}
 
 func (x *Pace) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[4]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -499,7 +822,7 @@ func (x *Pace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pace.ProtoReflect.Descriptor instead.
 func (*Pace) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{4}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Pace) GetReportInterval() *durationpb.Duration {
@@ -522,7 +845,7 @@ type VpnCatalogue struct {
 
 func (x *VpnCatalogue) Reset() {
 	*x = VpnCatalogue{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[5]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +857,7 @@ func (x *VpnCatalogue) String() string {
 func (*VpnCatalogue) ProtoMessage() {}
 
 func (x *VpnCatalogue) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[5]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +870,7 @@ func (x *VpnCatalogue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VpnCatalogue.ProtoReflect.Descriptor instead.
 func (*VpnCatalogue) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{5}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *VpnCatalogue) GetSignedFile() []byte {
@@ -581,7 +904,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[6]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -593,7 +916,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[6]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -606,7 +929,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{6}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Report) GetSequence() uint64 {
@@ -703,7 +1026,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[7]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +1038,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[7]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +1051,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{7}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{10}
 }
 
 // Acknowledgement is sent when evidence and result are on disk.
@@ -742,7 +1065,7 @@ type Acknowledgement struct {
 
 func (x *Acknowledgement) Reset() {
 	*x = Acknowledgement{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[8]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -754,7 +1077,7 @@ func (x *Acknowledgement) String() string {
 func (*Acknowledgement) ProtoMessage() {}
 
 func (x *Acknowledgement) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[8]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -767,7 +1090,7 @@ func (x *Acknowledgement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Acknowledgement.ProtoReflect.Descriptor instead.
 func (*Acknowledgement) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{8}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Acknowledgement) GetSequence() uint64 {
@@ -788,7 +1111,7 @@ func (x *Acknowledgement) GetDigest() []byte {
 type Collect struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Reason string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Ask for a TPM quote too.
+	// 32 random bytes: ask for a TPM quote too. Empty: do not.
 	QuoteNonce    []byte `protobuf:"bytes,2,opt,name=quote_nonce,json=quoteNonce,proto3" json:"quote_nonce,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -796,7 +1119,7 @@ type Collect struct {
 
 func (x *Collect) Reset() {
 	*x = Collect{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[9]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +1131,7 @@ func (x *Collect) String() string {
 func (*Collect) ProtoMessage() {}
 
 func (x *Collect) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[9]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +1144,7 @@ func (x *Collect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Collect.ProtoReflect.Descriptor instead.
 func (*Collect) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{9}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Collect) GetReason() string {
@@ -849,7 +1172,7 @@ type Resync struct {
 
 func (x *Resync) Reset() {
 	*x = Resync{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[10]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +1184,7 @@ func (x *Resync) String() string {
 func (*Resync) ProtoMessage() {}
 
 func (x *Resync) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[10]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +1197,7 @@ func (x *Resync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resync.ProtoReflect.Descriptor instead.
 func (*Resync) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{10}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Resync) GetReason() string {
@@ -884,17 +1207,23 @@ func (x *Resync) GetReason() string {
 	return ""
 }
 
-// RenewalRequest carries a CSR with a fresh key.
+// RenewalRequest carries a CSR. With a software key it is for a fresh key,
+// always. A key in the TPM may stay; it is replaced every 30 days.
 type RenewalRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Csr   []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	// Public area of the key in the TPM; empty for a software key.
+	TlsKeyPublic []byte `protobuf:"bytes,2,opt,name=tls_key_public,json=tlsKeyPublic,proto3" json:"tls_key_public,omitempty"`
+	// Public area of a new attestation key, which replaces the one before; empty:
+	// that one stays.
+	AkPublic      []byte `protobuf:"bytes,3,opt,name=ak_public,json=akPublic,proto3" json:"ak_public,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RenewalRequest) Reset() {
 	*x = RenewalRequest{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[11]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -906,7 +1235,7 @@ func (x *RenewalRequest) String() string {
 func (*RenewalRequest) ProtoMessage() {}
 
 func (x *RenewalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[11]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -919,7 +1248,7 @@ func (x *RenewalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewalRequest.ProtoReflect.Descriptor instead.
 func (*RenewalRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{11}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RenewalRequest) GetCsr() []byte {
@@ -929,16 +1258,34 @@ func (x *RenewalRequest) GetCsr() []byte {
 	return nil
 }
 
+func (x *RenewalRequest) GetTlsKeyPublic() []byte {
+	if x != nil {
+		return x.TlsKeyPublic
+	}
+	return nil
+}
+
+func (x *RenewalRequest) GetAkPublic() []byte {
+	if x != nil {
+		return x.AkPublic
+	}
+	return nil
+}
+
 type RenewalChallenge struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Nonce         []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Nonce []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	// TPM2_MakeCredential output for the new attestation key; empty when that of
+	// before stays.
+	CredentialBlob  []byte `protobuf:"bytes,2,opt,name=credential_blob,json=credentialBlob,proto3" json:"credential_blob,omitempty"`
+	EncryptedSecret []byte `protobuf:"bytes,3,opt,name=encrypted_secret,json=encryptedSecret,proto3" json:"encrypted_secret,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *RenewalChallenge) Reset() {
 	*x = RenewalChallenge{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[12]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1297,7 @@ func (x *RenewalChallenge) String() string {
 func (*RenewalChallenge) ProtoMessage() {}
 
 func (x *RenewalChallenge) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[12]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1310,7 @@ func (x *RenewalChallenge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewalChallenge.ProtoReflect.Descriptor instead.
 func (*RenewalChallenge) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{12}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RenewalChallenge) GetNonce() []byte {
@@ -973,20 +1320,39 @@ func (x *RenewalChallenge) GetNonce() []byte {
 	return nil
 }
 
+func (x *RenewalChallenge) GetCredentialBlob() []byte {
+	if x != nil {
+		return x.CredentialBlob
+	}
+	return nil
+}
+
+func (x *RenewalChallenge) GetEncryptedSecret() []byte {
+	if x != nil {
+		return x.EncryptedSecret
+	}
+	return nil
+}
+
 // RenewalProof signs SHA-256("renew-v1" ‖ 0 ‖ nonce ‖ exporter ‖ SHA-256(csr))
 // with the new key; the old one is proven by the stream itself.
 type RenewalProof struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Signature        []byte                 `protobuf:"bytes,1,opt,name=signature,proto3" json:"signature,omitempty"`
-	Certify          []byte                 `protobuf:"bytes,2,opt,name=certify,proto3" json:"certify,omitempty"`
-	CertifySignature []byte                 `protobuf:"bytes,3,opt,name=certify_signature,json=certifySignature,proto3" json:"certify_signature,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Signature []byte                 `protobuf:"bytes,1,opt,name=signature,proto3" json:"signature,omitempty"`
+	// The attestation key certifies the TLS key for
+	// SHA-256("certify-v1" ‖ 0 ‖ nonce ‖ exporter); empty for a software key.
+	Certify          []byte `protobuf:"bytes,2,opt,name=certify,proto3" json:"certify,omitempty"`
+	CertifySignature []byte `protobuf:"bytes,3,opt,name=certify_signature,json=certifySignature,proto3" json:"certify_signature,omitempty"`
+	// HMAC-SHA-256(secret, "enrol-v1" ‖ SHA-256(csr) ‖ exporter), where the secret
+	// is that of the challenge; empty without a new attestation key.
+	Activation    []byte `protobuf:"bytes,4,opt,name=activation,proto3" json:"activation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RenewalProof) Reset() {
 	*x = RenewalProof{}
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[13]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -998,7 +1364,7 @@ func (x *RenewalProof) String() string {
 func (*RenewalProof) ProtoMessage() {}
 
 func (x *RenewalProof) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[13]
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1011,7 +1377,7 @@ func (x *RenewalProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewalProof.ProtoReflect.Descriptor instead.
 func (*RenewalProof) Descriptor() ([]byte, []int) {
-	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{13}
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RenewalProof) GetSignature() []byte {
@@ -1035,17 +1401,295 @@ func (x *RenewalProof) GetCertifySignature() []byte {
 	return nil
 }
 
+func (x *RenewalProof) GetActivation() []byte {
+	if x != nil {
+		return x.Activation
+	}
+	return nil
+}
+
+// VpnKeyWanted tells an agent that the collector issues VPN certificates to this
+// notebook. An agent without a valid one, or whose certificate is to be
+// renewed, answers with VpnKeyRequest. Sent after Welcome.
+type VpnKeyWanted struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long before its end a certificate is to be renewed.
+	RenewBefore   *durationpb.Duration `protobuf:"bytes,1,opt,name=renew_before,json=renewBefore,proto3" json:"renew_before,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VpnKeyWanted) Reset() {
+	*x = VpnKeyWanted{}
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VpnKeyWanted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VpnKeyWanted) ProtoMessage() {}
+
+func (x *VpnKeyWanted) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VpnKeyWanted.ProtoReflect.Descriptor instead.
+func (*VpnKeyWanted) Descriptor() ([]byte, []int) {
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *VpnKeyWanted) GetRenewBefore() *durationpb.Duration {
+	if x != nil {
+		return x.RenewBefore
+	}
+	return nil
+}
+
+// VpnKeyRequest asks for a VPN client certificate for a second key in the TPM.
+type VpnKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Csr   []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	// Public area of the key.
+	KeyPublic     []byte `protobuf:"bytes,2,opt,name=key_public,json=keyPublic,proto3" json:"key_public,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VpnKeyRequest) Reset() {
+	*x = VpnKeyRequest{}
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VpnKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VpnKeyRequest) ProtoMessage() {}
+
+func (x *VpnKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VpnKeyRequest.ProtoReflect.Descriptor instead.
+func (*VpnKeyRequest) Descriptor() ([]byte, []int) {
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *VpnKeyRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+func (x *VpnKeyRequest) GetKeyPublic() []byte {
+	if x != nil {
+		return x.KeyPublic
+	}
+	return nil
+}
+
+type VpnKeyChallenge struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 32 random bytes.
+	Nonce         []byte `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VpnKeyChallenge) Reset() {
+	*x = VpnKeyChallenge{}
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VpnKeyChallenge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VpnKeyChallenge) ProtoMessage() {}
+
+func (x *VpnKeyChallenge) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VpnKeyChallenge.ProtoReflect.Descriptor instead.
+func (*VpnKeyChallenge) Descriptor() ([]byte, []int) {
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *VpnKeyChallenge) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+// VpnKeyProof: the attestation key certifies the VPN key for
+// SHA-256("vpn-certify-v1" ‖ 0 ‖ nonce ‖ exporter).
+type VpnKeyProof struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Certify          []byte                 `protobuf:"bytes,1,opt,name=certify,proto3" json:"certify,omitempty"`
+	CertifySignature []byte                 `protobuf:"bytes,2,opt,name=certify_signature,json=certifySignature,proto3" json:"certify_signature,omitempty"`
+	// The VPN key's signature over
+	// SHA-256("vpn-v1" ‖ 0 ‖ nonce ‖ exporter ‖ SHA-256(csr)).
+	Signature     []byte `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VpnKeyProof) Reset() {
+	*x = VpnKeyProof{}
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VpnKeyProof) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VpnKeyProof) ProtoMessage() {}
+
+func (x *VpnKeyProof) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VpnKeyProof.ProtoReflect.Descriptor instead.
+func (*VpnKeyProof) Descriptor() ([]byte, []int) {
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *VpnKeyProof) GetCertify() []byte {
+	if x != nil {
+		return x.Certify
+	}
+	return nil
+}
+
+func (x *VpnKeyProof) GetCertifySignature() []byte {
+	if x != nil {
+		return x.CertifySignature
+	}
+	return nil
+}
+
+func (x *VpnKeyProof) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+// VpnCertificate is the VPN client certificate. The collector knows its
+// fingerprint from now on.
+type VpnCertificate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Leaf first, DER.
+	Chain [][]byte `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
+	// Why there is none; then the chain is empty.
+	Refusal       string `protobuf:"bytes,2,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VpnCertificate) Reset() {
+	*x = VpnCertificate{}
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VpnCertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VpnCertificate) ProtoMessage() {}
+
+func (x *VpnCertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VpnCertificate.ProtoReflect.Descriptor instead.
+func (*VpnCertificate) Descriptor() ([]byte, []int) {
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *VpnCertificate) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *VpnCertificate) GetRefusal() string {
+	if x != nil {
+		return x.Refusal
+	}
+	return ""
+}
+
 var File_pfoertner_agent_v1_session_proto protoreflect.FileDescriptor
 
 const file_pfoertner_agent_v1_session_proto_rawDesc = "" +
 	"\n" +
-	" pfoertner/agent/v1/session.proto\x12\x12pfoertner.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\"pfoertner/agent/v1/enrolment.proto\x1a#pfoertner/posture/v1/evidence.proto\x1a!pfoertner/posture/v1/result.proto\"\x93\x02\n" +
+	" pfoertner/agent/v1/session.proto\x12\x12pfoertner.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\"pfoertner/agent/v1/enrolment.proto\x1a#pfoertner/posture/v1/evidence.proto\x1a!pfoertner/posture/v1/result.proto\"\x87\x04\n" +
 	"\x0eConnectRequest\x127\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1f.pfoertner.agent.v1.ClientHelloH\x00R\x05hello\x124\n" +
 	"\x06report\x18\x02 \x01(\v2\x1a.pfoertner.agent.v1.ReportH\x00R\x06report\x12>\n" +
 	"\arenewal\x18\x03 \x01(\v2\".pfoertner.agent.v1.RenewalRequestH\x00R\arenewal\x12G\n" +
-	"\rrenewal_proof\x18\x04 \x01(\v2 .pfoertner.agent.v1.RenewalProofH\x00R\frenewalProofB\t\n" +
-	"\amessage\"\xd1\x04\n" +
+	"\rrenewal_proof\x18\x04 \x01(\v2 .pfoertner.agent.v1.RenewalProofH\x00R\frenewalProof\x121\n" +
+	"\x05quote\x18\x05 \x01(\v2\x19.pfoertner.agent.v1.QuoteH\x00R\x05quote\x12:\n" +
+	"\bpresence\x18\x06 \x01(\v2\x1c.pfoertner.agent.v1.PresenceH\x00R\bpresence\x12<\n" +
+	"\avpn_key\x18\a \x01(\v2!.pfoertner.agent.v1.VpnKeyRequestH\x00R\x06vpnKey\x12E\n" +
+	"\rvpn_key_proof\x18\b \x01(\v2\x1f.pfoertner.agent.v1.VpnKeyProofH\x00R\vvpnKeyProofB\t\n" +
+	"\amessage\"\x89\a\n" +
 	"\x0fConnectResponse\x127\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1b.pfoertner.agent.v1.WelcomeH\x00R\awelcome\x12O\n" +
 	"\x0facknowledgement\x18\x02 \x01(\v2#.pfoertner.agent.v1.AcknowledgementH\x00R\x0facknowledgement\x127\n" +
@@ -1055,13 +1699,18 @@ const file_pfoertner_agent_v1_session_proto_rawDesc = "" +
 	"\x06issued\x18\x06 \x01(\v2\x1a.pfoertner.agent.v1.IssuedH\x00R\x06issued\x124\n" +
 	"\x06resync\x18\a \x01(\v2\x1a.pfoertner.agent.v1.ResyncH\x00R\x06resync\x12.\n" +
 	"\x04pace\x18\b \x01(\v2\x18.pfoertner.agent.v1.PaceH\x00R\x04pace\x12G\n" +
-	"\rvpn_catalogue\x18\t \x01(\v2 .pfoertner.agent.v1.VpnCatalogueH\x00R\fvpnCatalogueB\t\n" +
+	"\rvpn_catalogue\x18\t \x01(\v2 .pfoertner.agent.v1.VpnCatalogueH\x00R\fvpnCatalogue\x12J\n" +
+	"\x0epresence_check\x18\n" +
+	" \x01(\v2!.pfoertner.agent.v1.PresenceCheckH\x00R\rpresenceCheck\x12Q\n" +
+	"\x11vpn_key_challenge\x18\v \x01(\v2#.pfoertner.agent.v1.VpnKeyChallengeH\x00R\x0fvpnKeyChallenge\x12M\n" +
+	"\x0fvpn_certificate\x18\f \x01(\v2\".pfoertner.agent.v1.VpnCertificateH\x00R\x0evpnCertificate\x12H\n" +
+	"\x0evpn_key_wanted\x18\r \x01(\v2 .pfoertner.agent.v1.VpnKeyWantedH\x00R\fvpnKeyWantedB\t\n" +
 	"\amessage\"R\n" +
 	"\vClientHello\x12\x1e\n" +
 	"\n" +
 	"capability\x18\x01 \x01(\rR\n" +
 	"capability\x12#\n" +
-	"\ragent_version\x18\x02 \x01(\tR\fagentVersion\"\xec\x01\n" +
+	"\ragent_version\x18\x02 \x01(\tR\fagentVersion\"\x8d\x02\n" +
 	"\aWelcome\x12\x1e\n" +
 	"\n" +
 	"capability\x18\x01 \x01(\rR\n" +
@@ -1070,7 +1719,21 @@ const file_pfoertner_agent_v1_session_proto_rawDesc = "" +
 	"\x0freport_interval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x0ereportInterval\x12+\n" +
 	"\x11collector_version\x18\x04 \x01(\tR\x10collectorVersion\x12:\n" +
 	"\vrenew_after\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"renewAfter\"J\n" +
+	"renewAfter\x12\x1f\n" +
+	"\vquote_nonce\x18\x06 \x01(\fR\n" +
+	"quoteNonce\"\xab\x01\n" +
+	"\x05Quote\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\fR\amessage\x12\x1c\n" +
+	"\tsignature\x18\x03 \x01(\fR\tsignature\x12\x1d\n" +
+	"\n" +
+	"pcr_values\x18\x04 \x03(\fR\tpcrValues\x12\x1b\n" +
+	"\tevent_log\x18\x05 \x01(\fR\beventLog\x12\x18\n" +
+	"\afailure\x18\x06 \x01(\tR\afailure\"%\n" +
+	"\rPresenceCheck\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\" \n" +
+	"\bPresence\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\"J\n" +
 	"\x04Pace\x12B\n" +
 	"\x0freport_interval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x0ereportInterval\"/\n" +
 	"\fVpnCatalogue\x12\x1f\n" +
@@ -1094,15 +1757,37 @@ const file_pfoertner_agent_v1_session_proto_rawDesc = "" +
 	"\vquote_nonce\x18\x02 \x01(\fR\n" +
 	"quoteNonce\" \n" +
 	"\x06Resync\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason\"\"\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"e\n" +
 	"\x0eRenewalRequest\x12\x10\n" +
-	"\x03csr\x18\x01 \x01(\fR\x03csr\"(\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\x12$\n" +
+	"\x0etls_key_public\x18\x02 \x01(\fR\ftlsKeyPublic\x12\x1b\n" +
+	"\tak_public\x18\x03 \x01(\fR\bakPublic\"|\n" +
 	"\x10RenewalChallenge\x12\x14\n" +
-	"\x05nonce\x18\x01 \x01(\fR\x05nonce\"s\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12'\n" +
+	"\x0fcredential_blob\x18\x02 \x01(\fR\x0ecredentialBlob\x12)\n" +
+	"\x10encrypted_secret\x18\x03 \x01(\fR\x0fencryptedSecret\"\x93\x01\n" +
 	"\fRenewalProof\x12\x1c\n" +
 	"\tsignature\x18\x01 \x01(\fR\tsignature\x12\x18\n" +
 	"\acertify\x18\x02 \x01(\fR\acertify\x12+\n" +
-	"\x11certify_signature\x18\x03 \x01(\fR\x10certifySignature2h\n" +
+	"\x11certify_signature\x18\x03 \x01(\fR\x10certifySignature\x12\x1e\n" +
+	"\n" +
+	"activation\x18\x04 \x01(\fR\n" +
+	"activation\"L\n" +
+	"\fVpnKeyWanted\x12<\n" +
+	"\frenew_before\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\vrenewBefore\"@\n" +
+	"\rVpnKeyRequest\x12\x10\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x1d\n" +
+	"\n" +
+	"key_public\x18\x02 \x01(\fR\tkeyPublic\"'\n" +
+	"\x0fVpnKeyChallenge\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\"r\n" +
+	"\vVpnKeyProof\x12\x18\n" +
+	"\acertify\x18\x01 \x01(\fR\acertify\x12+\n" +
+	"\x11certify_signature\x18\x02 \x01(\fR\x10certifySignature\x12\x1c\n" +
+	"\tsignature\x18\x03 \x01(\fR\tsignature\"@\n" +
+	"\x0eVpnCertificate\x12\x14\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x18\n" +
+	"\arefusal\x18\x02 \x01(\tR\arefusal2h\n" +
 	"\x0eSessionService\x12V\n" +
 	"\aConnect\x12\".pfoertner.agent.v1.ConnectRequest\x1a#.pfoertner.agent.v1.ConnectResponse(\x010\x01B,Z*pfoertner/proto/pfoertner/agent/v1;agentv1b\x06proto3"
 
@@ -1118,55 +1803,72 @@ func file_pfoertner_agent_v1_session_proto_rawDescGZIP() []byte {
 	return file_pfoertner_agent_v1_session_proto_rawDescData
 }
 
-var file_pfoertner_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_pfoertner_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_pfoertner_agent_v1_session_proto_goTypes = []any{
 	(*ConnectRequest)(nil),      // 0: pfoertner.agent.v1.ConnectRequest
 	(*ConnectResponse)(nil),     // 1: pfoertner.agent.v1.ConnectResponse
 	(*ClientHello)(nil),         // 2: pfoertner.agent.v1.ClientHello
 	(*Welcome)(nil),             // 3: pfoertner.agent.v1.Welcome
-	(*Pace)(nil),                // 4: pfoertner.agent.v1.Pace
-	(*VpnCatalogue)(nil),        // 5: pfoertner.agent.v1.VpnCatalogue
-	(*Report)(nil),              // 6: pfoertner.agent.v1.Report
-	(*Heartbeat)(nil),           // 7: pfoertner.agent.v1.Heartbeat
-	(*Acknowledgement)(nil),     // 8: pfoertner.agent.v1.Acknowledgement
-	(*Collect)(nil),             // 9: pfoertner.agent.v1.Collect
-	(*Resync)(nil),              // 10: pfoertner.agent.v1.Resync
-	(*RenewalRequest)(nil),      // 11: pfoertner.agent.v1.RenewalRequest
-	(*RenewalChallenge)(nil),    // 12: pfoertner.agent.v1.RenewalChallenge
-	(*RenewalProof)(nil),        // 13: pfoertner.agent.v1.RenewalProof
-	(*v1.Result)(nil),           // 14: pfoertner.posture.v1.Result
-	(*Issued)(nil),              // 15: pfoertner.agent.v1.Issued
-	(*durationpb.Duration)(nil), // 16: google.protobuf.Duration
-	(*v1.Evidence)(nil),         // 17: pfoertner.posture.v1.Evidence
+	(*Quote)(nil),               // 4: pfoertner.agent.v1.Quote
+	(*PresenceCheck)(nil),       // 5: pfoertner.agent.v1.PresenceCheck
+	(*Presence)(nil),            // 6: pfoertner.agent.v1.Presence
+	(*Pace)(nil),                // 7: pfoertner.agent.v1.Pace
+	(*VpnCatalogue)(nil),        // 8: pfoertner.agent.v1.VpnCatalogue
+	(*Report)(nil),              // 9: pfoertner.agent.v1.Report
+	(*Heartbeat)(nil),           // 10: pfoertner.agent.v1.Heartbeat
+	(*Acknowledgement)(nil),     // 11: pfoertner.agent.v1.Acknowledgement
+	(*Collect)(nil),             // 12: pfoertner.agent.v1.Collect
+	(*Resync)(nil),              // 13: pfoertner.agent.v1.Resync
+	(*RenewalRequest)(nil),      // 14: pfoertner.agent.v1.RenewalRequest
+	(*RenewalChallenge)(nil),    // 15: pfoertner.agent.v1.RenewalChallenge
+	(*RenewalProof)(nil),        // 16: pfoertner.agent.v1.RenewalProof
+	(*VpnKeyWanted)(nil),        // 17: pfoertner.agent.v1.VpnKeyWanted
+	(*VpnKeyRequest)(nil),       // 18: pfoertner.agent.v1.VpnKeyRequest
+	(*VpnKeyChallenge)(nil),     // 19: pfoertner.agent.v1.VpnKeyChallenge
+	(*VpnKeyProof)(nil),         // 20: pfoertner.agent.v1.VpnKeyProof
+	(*VpnCertificate)(nil),      // 21: pfoertner.agent.v1.VpnCertificate
+	(*v1.Result)(nil),           // 22: pfoertner.posture.v1.Result
+	(*Issued)(nil),              // 23: pfoertner.agent.v1.Issued
+	(*durationpb.Duration)(nil), // 24: google.protobuf.Duration
+	(*v1.Evidence)(nil),         // 25: pfoertner.posture.v1.Evidence
 }
 var file_pfoertner_agent_v1_session_proto_depIdxs = []int32{
 	2,  // 0: pfoertner.agent.v1.ConnectRequest.hello:type_name -> pfoertner.agent.v1.ClientHello
-	6,  // 1: pfoertner.agent.v1.ConnectRequest.report:type_name -> pfoertner.agent.v1.Report
-	11, // 2: pfoertner.agent.v1.ConnectRequest.renewal:type_name -> pfoertner.agent.v1.RenewalRequest
-	13, // 3: pfoertner.agent.v1.ConnectRequest.renewal_proof:type_name -> pfoertner.agent.v1.RenewalProof
-	3,  // 4: pfoertner.agent.v1.ConnectResponse.welcome:type_name -> pfoertner.agent.v1.Welcome
-	8,  // 5: pfoertner.agent.v1.ConnectResponse.acknowledgement:type_name -> pfoertner.agent.v1.Acknowledgement
-	9,  // 6: pfoertner.agent.v1.ConnectResponse.collect:type_name -> pfoertner.agent.v1.Collect
-	14, // 7: pfoertner.agent.v1.ConnectResponse.result:type_name -> pfoertner.posture.v1.Result
-	12, // 8: pfoertner.agent.v1.ConnectResponse.renewal_challenge:type_name -> pfoertner.agent.v1.RenewalChallenge
-	15, // 9: pfoertner.agent.v1.ConnectResponse.issued:type_name -> pfoertner.agent.v1.Issued
-	10, // 10: pfoertner.agent.v1.ConnectResponse.resync:type_name -> pfoertner.agent.v1.Resync
-	4,  // 11: pfoertner.agent.v1.ConnectResponse.pace:type_name -> pfoertner.agent.v1.Pace
-	5,  // 12: pfoertner.agent.v1.ConnectResponse.vpn_catalogue:type_name -> pfoertner.agent.v1.VpnCatalogue
-	16, // 13: pfoertner.agent.v1.Welcome.report_interval:type_name -> google.protobuf.Duration
-	16, // 14: pfoertner.agent.v1.Welcome.renew_after:type_name -> google.protobuf.Duration
-	16, // 15: pfoertner.agent.v1.Pace.report_interval:type_name -> google.protobuf.Duration
-	16, // 16: pfoertner.agent.v1.Report.collected_ago:type_name -> google.protobuf.Duration
-	17, // 17: pfoertner.agent.v1.Report.full:type_name -> pfoertner.posture.v1.Evidence
-	17, // 18: pfoertner.agent.v1.Report.delta:type_name -> pfoertner.posture.v1.Evidence
-	7,  // 19: pfoertner.agent.v1.Report.heartbeat:type_name -> pfoertner.agent.v1.Heartbeat
-	0,  // 20: pfoertner.agent.v1.SessionService.Connect:input_type -> pfoertner.agent.v1.ConnectRequest
-	1,  // 21: pfoertner.agent.v1.SessionService.Connect:output_type -> pfoertner.agent.v1.ConnectResponse
-	21, // [21:22] is the sub-list for method output_type
-	20, // [20:21] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	9,  // 1: pfoertner.agent.v1.ConnectRequest.report:type_name -> pfoertner.agent.v1.Report
+	14, // 2: pfoertner.agent.v1.ConnectRequest.renewal:type_name -> pfoertner.agent.v1.RenewalRequest
+	16, // 3: pfoertner.agent.v1.ConnectRequest.renewal_proof:type_name -> pfoertner.agent.v1.RenewalProof
+	4,  // 4: pfoertner.agent.v1.ConnectRequest.quote:type_name -> pfoertner.agent.v1.Quote
+	6,  // 5: pfoertner.agent.v1.ConnectRequest.presence:type_name -> pfoertner.agent.v1.Presence
+	18, // 6: pfoertner.agent.v1.ConnectRequest.vpn_key:type_name -> pfoertner.agent.v1.VpnKeyRequest
+	20, // 7: pfoertner.agent.v1.ConnectRequest.vpn_key_proof:type_name -> pfoertner.agent.v1.VpnKeyProof
+	3,  // 8: pfoertner.agent.v1.ConnectResponse.welcome:type_name -> pfoertner.agent.v1.Welcome
+	11, // 9: pfoertner.agent.v1.ConnectResponse.acknowledgement:type_name -> pfoertner.agent.v1.Acknowledgement
+	12, // 10: pfoertner.agent.v1.ConnectResponse.collect:type_name -> pfoertner.agent.v1.Collect
+	22, // 11: pfoertner.agent.v1.ConnectResponse.result:type_name -> pfoertner.posture.v1.Result
+	15, // 12: pfoertner.agent.v1.ConnectResponse.renewal_challenge:type_name -> pfoertner.agent.v1.RenewalChallenge
+	23, // 13: pfoertner.agent.v1.ConnectResponse.issued:type_name -> pfoertner.agent.v1.Issued
+	13, // 14: pfoertner.agent.v1.ConnectResponse.resync:type_name -> pfoertner.agent.v1.Resync
+	7,  // 15: pfoertner.agent.v1.ConnectResponse.pace:type_name -> pfoertner.agent.v1.Pace
+	8,  // 16: pfoertner.agent.v1.ConnectResponse.vpn_catalogue:type_name -> pfoertner.agent.v1.VpnCatalogue
+	5,  // 17: pfoertner.agent.v1.ConnectResponse.presence_check:type_name -> pfoertner.agent.v1.PresenceCheck
+	19, // 18: pfoertner.agent.v1.ConnectResponse.vpn_key_challenge:type_name -> pfoertner.agent.v1.VpnKeyChallenge
+	21, // 19: pfoertner.agent.v1.ConnectResponse.vpn_certificate:type_name -> pfoertner.agent.v1.VpnCertificate
+	17, // 20: pfoertner.agent.v1.ConnectResponse.vpn_key_wanted:type_name -> pfoertner.agent.v1.VpnKeyWanted
+	24, // 21: pfoertner.agent.v1.Welcome.report_interval:type_name -> google.protobuf.Duration
+	24, // 22: pfoertner.agent.v1.Welcome.renew_after:type_name -> google.protobuf.Duration
+	24, // 23: pfoertner.agent.v1.Pace.report_interval:type_name -> google.protobuf.Duration
+	24, // 24: pfoertner.agent.v1.Report.collected_ago:type_name -> google.protobuf.Duration
+	25, // 25: pfoertner.agent.v1.Report.full:type_name -> pfoertner.posture.v1.Evidence
+	25, // 26: pfoertner.agent.v1.Report.delta:type_name -> pfoertner.posture.v1.Evidence
+	10, // 27: pfoertner.agent.v1.Report.heartbeat:type_name -> pfoertner.agent.v1.Heartbeat
+	24, // 28: pfoertner.agent.v1.VpnKeyWanted.renew_before:type_name -> google.protobuf.Duration
+	0,  // 29: pfoertner.agent.v1.SessionService.Connect:input_type -> pfoertner.agent.v1.ConnectRequest
+	1,  // 30: pfoertner.agent.v1.SessionService.Connect:output_type -> pfoertner.agent.v1.ConnectResponse
+	30, // [30:31] is the sub-list for method output_type
+	29, // [29:30] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_pfoertner_agent_v1_session_proto_init() }
@@ -1180,6 +1882,10 @@ func file_pfoertner_agent_v1_session_proto_init() {
 		(*ConnectRequest_Report)(nil),
 		(*ConnectRequest_Renewal)(nil),
 		(*ConnectRequest_RenewalProof)(nil),
+		(*ConnectRequest_Quote)(nil),
+		(*ConnectRequest_Presence)(nil),
+		(*ConnectRequest_VpnKey)(nil),
+		(*ConnectRequest_VpnKeyProof)(nil),
 	}
 	file_pfoertner_agent_v1_session_proto_msgTypes[1].OneofWrappers = []any{
 		(*ConnectResponse_Welcome)(nil),
@@ -1191,8 +1897,12 @@ func file_pfoertner_agent_v1_session_proto_init() {
 		(*ConnectResponse_Resync)(nil),
 		(*ConnectResponse_Pace)(nil),
 		(*ConnectResponse_VpnCatalogue)(nil),
+		(*ConnectResponse_PresenceCheck)(nil),
+		(*ConnectResponse_VpnKeyChallenge)(nil),
+		(*ConnectResponse_VpnCertificate)(nil),
+		(*ConnectResponse_VpnKeyWanted)(nil),
 	}
-	file_pfoertner_agent_v1_session_proto_msgTypes[6].OneofWrappers = []any{
+	file_pfoertner_agent_v1_session_proto_msgTypes[9].OneofWrappers = []any{
 		(*Report_Full)(nil),
 		(*Report_Delta)(nil),
 		(*Report_Heartbeat)(nil),
@@ -1203,7 +1913,7 @@ func file_pfoertner_agent_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pfoertner_agent_v1_session_proto_rawDesc), len(file_pfoertner_agent_v1_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

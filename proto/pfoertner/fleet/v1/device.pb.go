@@ -26,7 +26,8 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// KeyProtection is what the inventory demands of the device key.
+// KeyProtection is where a device key is, and where the inventory demands it to
+// be. As a demand, unspecified is TPM.
 type KeyProtection int32
 
 const (
@@ -137,7 +138,7 @@ func (AssetState) EnumDescriptor() ([]byte, []int) {
 }
 
 // Asset is a notebook as the inventory knows it.
-// Next field number: 11.
+// Next field number: 15.
 type Asset struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The administration's own number; unique, never reused.
@@ -154,8 +155,20 @@ type Asset struct {
 	// SHA-256 of VPN client certificates that are bound to this asset.
 	VpnCertificatesSha256 [][]byte   `protobuf:"bytes,8,rep,name=vpn_certificates_sha256,json=vpnCertificatesSha256,proto3" json:"vpn_certificates_sha256,omitempty"`
 	State                 AssetState `protobuf:"varint,9,opt,name=state,proto3,enum=pfoertner.fleet.v1.AssetState" json:"state,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// SHA-256 of the TPM's endorsement keys (SubjectPublicKeyInfo, RSA as
+	// rsaEncryption): from the delivery list, or approved by two persons. A key
+	// belongs to one asset at most, also after that is retired.
+	EndorsementKeysSha256 [][]byte `protobuf:"bytes,11,rep,name=endorsement_keys_sha256,json=endorsementKeysSha256,proto3" json:"endorsement_keys_sha256,omitempty"`
+	// The permission to use a key that is not in a TPM; absent when there is none.
+	SoftwareKey *SoftwareKeyPermission `protobuf:"bytes,12,opt,name=software_key,json=softwareKey,proto3" json:"software_key,omitempty"`
+	// Until when the known TPM may come with a new attestation key, because the
+	// notebook is set up anew; absent or past: not without a token.
+	ReimageUntil *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=reimage_until,json=reimageUntil,proto3" json:"reimage_until,omitempty"`
+	// Why the collector itself suspended the asset; absent when it did not. It
+	// resumes only by two persons, and only to enrol anew.
+	Alarm         *Alarm `protobuf:"bytes,14,opt,name=alarm,proto3" json:"alarm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Asset) Reset() {
@@ -251,8 +264,170 @@ func (x *Asset) GetState() AssetState {
 	return AssetState_ASSET_STATE_UNSPECIFIED
 }
 
+func (x *Asset) GetEndorsementKeysSha256() [][]byte {
+	if x != nil {
+		return x.EndorsementKeysSha256
+	}
+	return nil
+}
+
+func (x *Asset) GetSoftwareKey() *SoftwareKeyPermission {
+	if x != nil {
+		return x.SoftwareKey
+	}
+	return nil
+}
+
+func (x *Asset) GetReimageUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReimageUntil
+	}
+	return nil
+}
+
+func (x *Asset) GetAlarm() *Alarm {
+	if x != nil {
+		return x.Alarm
+	}
+	return nil
+}
+
+// SoftwareKeyPermission is an exception for one asset, by two persons.
+type SoftwareKeyPermission struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Reason string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// An exception without an end has ended.
+	Until *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	// The operators.
+	AllowedBy     []string               `protobuf:"bytes,3,rep,name=allowed_by,json=allowedBy,proto3" json:"allowed_by,omitempty"`
+	AllowedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=allowed_at,json=allowedAt,proto3" json:"allowed_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SoftwareKeyPermission) Reset() {
+	*x = SoftwareKeyPermission{}
+	mi := &file_pfoertner_fleet_v1_device_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SoftwareKeyPermission) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SoftwareKeyPermission) ProtoMessage() {}
+
+func (x *SoftwareKeyPermission) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_fleet_v1_device_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SoftwareKeyPermission.ProtoReflect.Descriptor instead.
+func (*SoftwareKeyPermission) Descriptor() ([]byte, []int) {
+	return file_pfoertner_fleet_v1_device_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SoftwareKeyPermission) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *SoftwareKeyPermission) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *SoftwareKeyPermission) GetAllowedBy() []string {
+	if x != nil {
+		return x.AllowedBy
+	}
+	return nil
+}
+
+func (x *SoftwareKeyPermission) GetAllowedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AllowedAt
+	}
+	return nil
+}
+
+// Alarm is what made the collector suspend an asset.
+type Alarm struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "cloned": two machines with one identity; "stale_key": a key came back that
+	// had been replaced; "attestation": the TPM contradicted itself.
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Detail        string                 `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Alarm) Reset() {
+	*x = Alarm{}
+	mi := &file_pfoertner_fleet_v1_device_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Alarm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Alarm) ProtoMessage() {}
+
+func (x *Alarm) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_fleet_v1_device_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
+func (*Alarm) Descriptor() ([]byte, []int) {
+	return file_pfoertner_fleet_v1_device_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Alarm) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Alarm) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Alarm) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 // Device is an asset with what is known of it now.
-// Next field number: 10.
+// Next field number: 14.
 type Device struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// UUID, made at enrolment; empty before.
@@ -266,13 +441,21 @@ type Device struct {
 	Online               bool                   `protobuf:"varint,7,opt,name=online,proto3" json:"online,omitempty"`
 	AgentVersion         string                 `protobuf:"bytes,8,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
 	CertificateExpiresAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// What the TPM vouches for; absent before the first connection.
+	Attested *v1.Attestation `protobuf:"bytes,10,opt,name=attested,proto3" json:"attested,omitempty"`
+	// The device key now in use; absent before enrolment.
+	Key *DeviceKey `protobuf:"bytes,11,opt,name=key,proto3" json:"key,omitempty"`
+	// The enrolment that two persons have to approve; absent when none waits.
+	Pending *PendingEnrolment `protobuf:"bytes,12,opt,name=pending,proto3" json:"pending,omitempty"`
+	// VPN client certificates that the collector has issued to this device.
+	VpnCertificates []*VpnCertificate `protobuf:"bytes,13,rep,name=vpn_certificates,json=vpnCertificates,proto3" json:"vpn_certificates,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_pfoertner_fleet_v1_device_proto_msgTypes[1]
+	mi := &file_pfoertner_fleet_v1_device_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -284,7 +467,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_device_proto_msgTypes[1]
+	mi := &file_pfoertner_fleet_v1_device_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -297,7 +480,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_device_proto_rawDescGZIP(), []int{1}
+	return file_pfoertner_fleet_v1_device_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Device) GetId() string {
@@ -363,11 +546,340 @@ func (x *Device) GetCertificateExpiresAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Device) GetAttested() *v1.Attestation {
+	if x != nil {
+		return x.Attested
+	}
+	return nil
+}
+
+func (x *Device) GetKey() *DeviceKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Device) GetPending() *PendingEnrolment {
+	if x != nil {
+		return x.Pending
+	}
+	return nil
+}
+
+func (x *Device) GetVpnCertificates() []*VpnCertificate {
+	if x != nil {
+		return x.VpnCertificates
+	}
+	return nil
+}
+
+// DeviceKey is where the key is that a device proves itself with.
+type DeviceKey struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Protection KeyProtection          `protobuf:"varint,1,opt,name=protection,proto3,enum=pfoertner.fleet.v1.KeyProtection" json:"protection,omitempty"`
+	// What follows is of the TPM; empty for a software key.
+	EndorsementKeySha256 []byte `protobuf:"bytes,2,opt,name=endorsement_key_sha256,json=endorsementKeySha256,proto3" json:"endorsement_key_sha256,omitempty"`
+	// The endorsement key as people compare it.
+	Fingerprint string `protobuf:"bytes,3,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// As the endorsement certificate says: "IFX".
+	Manufacturer string `protobuf:"bytes,4,opt,name=manufacturer,proto3" json:"manufacturer,omitempty"`
+	Model        string `protobuf:"bytes,5,opt,name=model,proto3" json:"model,omitempty"`
+	Firmware     string `protobuf:"bytes,6,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	// A program; its owner can copy it. Only where such were allowed.
+	Virtual bool `protobuf:"varint,7,opt,name=virtual,proto3" json:"virtual,omitempty"`
+	// Common name of the root that vouches for it; empty: two persons do.
+	EndorsedBy string `protobuf:"bytes,8,opt,name=endorsed_by,json=endorsedBy,proto3" json:"endorsed_by,omitempty"`
+	// Since when this attestation key is the device's.
+	AttestationKeySince *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=attestation_key_since,json=attestationKeySince,proto3" json:"attestation_key_since,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *DeviceKey) Reset() {
+	*x = DeviceKey{}
+	mi := &file_pfoertner_fleet_v1_device_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceKey) ProtoMessage() {}
+
+func (x *DeviceKey) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_fleet_v1_device_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceKey.ProtoReflect.Descriptor instead.
+func (*DeviceKey) Descriptor() ([]byte, []int) {
+	return file_pfoertner_fleet_v1_device_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DeviceKey) GetProtection() KeyProtection {
+	if x != nil {
+		return x.Protection
+	}
+	return KeyProtection_KEY_PROTECTION_UNSPECIFIED
+}
+
+func (x *DeviceKey) GetEndorsementKeySha256() []byte {
+	if x != nil {
+		return x.EndorsementKeySha256
+	}
+	return nil
+}
+
+func (x *DeviceKey) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *DeviceKey) GetManufacturer() string {
+	if x != nil {
+		return x.Manufacturer
+	}
+	return ""
+}
+
+func (x *DeviceKey) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *DeviceKey) GetFirmware() string {
+	if x != nil {
+		return x.Firmware
+	}
+	return ""
+}
+
+func (x *DeviceKey) GetVirtual() bool {
+	if x != nil {
+		return x.Virtual
+	}
+	return false
+}
+
+func (x *DeviceKey) GetEndorsedBy() string {
+	if x != nil {
+		return x.EndorsedBy
+	}
+	return ""
+}
+
+func (x *DeviceKey) GetAttestationKeySince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AttestationKeySince
+	}
+	return nil
+}
+
+// PendingEnrolment is a notebook that has proven its TPM, of which nobody has
+// said yet that it is ours.
+type PendingEnrolment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What `pfoertner-agent id` shows on the notebook.
+	Fingerprint          string `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	EndorsementKeySha256 []byte `protobuf:"bytes,2,opt,name=endorsement_key_sha256,json=endorsementKeySha256,proto3" json:"endorsement_key_sha256,omitempty"`
+	Manufacturer         string `protobuf:"bytes,3,opt,name=manufacturer,proto3" json:"manufacturer,omitempty"`
+	// Why it waits: "endorsement_unknown" (not on the delivery list),
+	// "endorsement_bare" (nobody vouches for the TPM), "endorsement_exchanged"
+	// (the asset had another TPM before).
+	Reason      string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	RequestedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=requested_at,json=requestedAt,proto3" json:"requested_at,omitempty"`
+	// When it is forgotten.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// As the notebook states them: never proof.
+	Vendor        string `protobuf:"bytes,7,opt,name=vendor,proto3" json:"vendor,omitempty"`
+	Model         string `protobuf:"bytes,8,opt,name=model,proto3" json:"model,omitempty"`
+	Serial        string `protobuf:"bytes,9,opt,name=serial,proto3" json:"serial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PendingEnrolment) Reset() {
+	*x = PendingEnrolment{}
+	mi := &file_pfoertner_fleet_v1_device_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PendingEnrolment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PendingEnrolment) ProtoMessage() {}
+
+func (x *PendingEnrolment) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_fleet_v1_device_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PendingEnrolment.ProtoReflect.Descriptor instead.
+func (*PendingEnrolment) Descriptor() ([]byte, []int) {
+	return file_pfoertner_fleet_v1_device_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PendingEnrolment) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *PendingEnrolment) GetEndorsementKeySha256() []byte {
+	if x != nil {
+		return x.EndorsementKeySha256
+	}
+	return nil
+}
+
+func (x *PendingEnrolment) GetManufacturer() string {
+	if x != nil {
+		return x.Manufacturer
+	}
+	return ""
+}
+
+func (x *PendingEnrolment) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PendingEnrolment) GetRequestedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RequestedAt
+	}
+	return nil
+}
+
+func (x *PendingEnrolment) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *PendingEnrolment) GetVendor() string {
+	if x != nil {
+		return x.Vendor
+	}
+	return ""
+}
+
+func (x *PendingEnrolment) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *PendingEnrolment) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+// VpnCertificate is a VPN client certificate that the collector has issued.
+type VpnCertificate struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Sha256 []byte                 `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// Hexadecimal.
+	Serial        string                 `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
+	IssuedAt      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VpnCertificate) Reset() {
+	*x = VpnCertificate{}
+	mi := &file_pfoertner_fleet_v1_device_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VpnCertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VpnCertificate) ProtoMessage() {}
+
+func (x *VpnCertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_fleet_v1_device_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VpnCertificate.ProtoReflect.Descriptor instead.
+func (*VpnCertificate) Descriptor() ([]byte, []int) {
+	return file_pfoertner_fleet_v1_device_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *VpnCertificate) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
+func (x *VpnCertificate) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *VpnCertificate) GetIssuedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IssuedAt
+	}
+	return nil
+}
+
+func (x *VpnCertificate) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
 var File_pfoertner_fleet_v1_device_proto protoreflect.FileDescriptor
 
 const file_pfoertner_fleet_v1_device_proto_rawDesc = "" +
 	"\n" +
-	"\x1fpfoertner/fleet/v1/device.proto\x12\x12pfoertner.fleet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#pfoertner/posture/v1/evidence.proto\x1a!pfoertner/posture/v1/result.proto\"\xd4\x02\n" +
+	"\x1fpfoertner/fleet/v1/device.proto\x12\x12pfoertner.fleet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&pfoertner/posture/v1/attestation.proto\x1a#pfoertner/posture/v1/evidence.proto\x1a!pfoertner/posture/v1/result.proto\"\xcc\x04\n" +
 	"\x05Asset\x12!\n" +
 	"\fasset_number\x18\x01 \x01(\tR\vassetNumber\x12\x16\n" +
 	"\x06vendor\x18\x02 \x01(\tR\x06vendor\x12\x14\n" +
@@ -377,7 +889,22 @@ const file_pfoertner_fleet_v1_device_proto_rawDesc = "" +
 	"\x06groups\x18\x06 \x03(\tR\x06groups\x12H\n" +
 	"\x0ekey_protection\x18\a \x01(\x0e2!.pfoertner.fleet.v1.KeyProtectionR\rkeyProtection\x126\n" +
 	"\x17vpn_certificates_sha256\x18\b \x03(\fR\x15vpnCertificatesSha256\x124\n" +
-	"\x05state\x18\t \x01(\x0e2\x1e.pfoertner.fleet.v1.AssetStateR\x05state\"\xc5\x03\n" +
+	"\x05state\x18\t \x01(\x0e2\x1e.pfoertner.fleet.v1.AssetStateR\x05state\x126\n" +
+	"\x17endorsement_keys_sha256\x18\v \x03(\fR\x15endorsementKeysSha256\x12L\n" +
+	"\fsoftware_key\x18\f \x01(\v2).pfoertner.fleet.v1.SoftwareKeyPermissionR\vsoftwareKey\x12?\n" +
+	"\rreimage_until\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\freimageUntil\x12/\n" +
+	"\x05alarm\x18\x0e \x01(\v2\x19.pfoertner.fleet.v1.AlarmR\x05alarm\"\xbb\x01\n" +
+	"\x15SoftwareKeyPermission\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x120\n" +
+	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x1d\n" +
+	"\n" +
+	"allowed_by\x18\x03 \x03(\tR\tallowedBy\x129\n" +
+	"\n" +
+	"allowed_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tallowedAt\"_\n" +
+	"\x05Alarm\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xc4\x05\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12/\n" +
 	"\x05asset\x18\x02 \x01(\v2\x19.pfoertner.fleet.v1.AssetR\x05asset\x12:\n" +
@@ -389,7 +916,42 @@ const file_pfoertner_fleet_v1_device_proto_rawDesc = "" +
 	"lastSeenAt\x12\x16\n" +
 	"\x06online\x18\a \x01(\bR\x06online\x12#\n" +
 	"\ragent_version\x18\b \x01(\tR\fagentVersion\x12P\n" +
-	"\x16certificate_expires_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x14certificateExpiresAt*d\n" +
+	"\x16certificate_expires_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x14certificateExpiresAt\x12=\n" +
+	"\battested\x18\n" +
+	" \x01(\v2!.pfoertner.posture.v1.AttestationR\battested\x12/\n" +
+	"\x03key\x18\v \x01(\v2\x1d.pfoertner.fleet.v1.DeviceKeyR\x03key\x12>\n" +
+	"\apending\x18\f \x01(\v2$.pfoertner.fleet.v1.PendingEnrolmentR\apending\x12M\n" +
+	"\x10vpn_certificates\x18\r \x03(\v2\".pfoertner.fleet.v1.VpnCertificateR\x0fvpnCertificates\"\x87\x03\n" +
+	"\tDeviceKey\x12A\n" +
+	"\n" +
+	"protection\x18\x01 \x01(\x0e2!.pfoertner.fleet.v1.KeyProtectionR\n" +
+	"protection\x124\n" +
+	"\x16endorsement_key_sha256\x18\x02 \x01(\fR\x14endorsementKeySha256\x12 \n" +
+	"\vfingerprint\x18\x03 \x01(\tR\vfingerprint\x12\"\n" +
+	"\fmanufacturer\x18\x04 \x01(\tR\fmanufacturer\x12\x14\n" +
+	"\x05model\x18\x05 \x01(\tR\x05model\x12\x1a\n" +
+	"\bfirmware\x18\x06 \x01(\tR\bfirmware\x12\x18\n" +
+	"\avirtual\x18\a \x01(\bR\avirtual\x12\x1f\n" +
+	"\vendorsed_by\x18\b \x01(\tR\n" +
+	"endorsedBy\x12N\n" +
+	"\x15attestation_key_since\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x13attestationKeySince\"\xe6\x02\n" +
+	"\x10PendingEnrolment\x12 \n" +
+	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x124\n" +
+	"\x16endorsement_key_sha256\x18\x02 \x01(\fR\x14endorsementKeySha256\x12\"\n" +
+	"\fmanufacturer\x18\x03 \x01(\tR\fmanufacturer\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12=\n" +
+	"\frequested_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vrequestedAt\x129\n" +
+	"\n" +
+	"expires_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x16\n" +
+	"\x06vendor\x18\a \x01(\tR\x06vendor\x12\x14\n" +
+	"\x05model\x18\b \x01(\tR\x05model\x12\x16\n" +
+	"\x06serial\x18\t \x01(\tR\x06serial\"\xb4\x01\n" +
+	"\x0eVpnCertificate\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\fR\x06sha256\x12\x16\n" +
+	"\x06serial\x18\x02 \x01(\tR\x06serial\x127\n" +
+	"\tissued_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bissuedAt\x129\n" +
+	"\n" +
+	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt*d\n" +
 	"\rKeyProtection\x12\x1e\n" +
 	"\x1aKEY_PROTECTION_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12KEY_PROTECTION_TPM\x10\x01\x12\x1b\n" +
@@ -416,30 +978,52 @@ func file_pfoertner_fleet_v1_device_proto_rawDescGZIP() []byte {
 }
 
 var file_pfoertner_fleet_v1_device_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_pfoertner_fleet_v1_device_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_pfoertner_fleet_v1_device_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_pfoertner_fleet_v1_device_proto_goTypes = []any{
 	(KeyProtection)(0),            // 0: pfoertner.fleet.v1.KeyProtection
 	(AssetState)(0),               // 1: pfoertner.fleet.v1.AssetState
 	(*Asset)(nil),                 // 2: pfoertner.fleet.v1.Asset
-	(*Device)(nil),                // 3: pfoertner.fleet.v1.Device
-	(*v1.Evidence)(nil),           // 4: pfoertner.posture.v1.Evidence
-	(*v1.Result)(nil),             // 5: pfoertner.posture.v1.Result
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(*SoftwareKeyPermission)(nil), // 3: pfoertner.fleet.v1.SoftwareKeyPermission
+	(*Alarm)(nil),                 // 4: pfoertner.fleet.v1.Alarm
+	(*Device)(nil),                // 5: pfoertner.fleet.v1.Device
+	(*DeviceKey)(nil),             // 6: pfoertner.fleet.v1.DeviceKey
+	(*PendingEnrolment)(nil),      // 7: pfoertner.fleet.v1.PendingEnrolment
+	(*VpnCertificate)(nil),        // 8: pfoertner.fleet.v1.VpnCertificate
+	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*v1.Evidence)(nil),           // 10: pfoertner.posture.v1.Evidence
+	(*v1.Result)(nil),             // 11: pfoertner.posture.v1.Result
+	(*v1.Attestation)(nil),        // 12: pfoertner.posture.v1.Attestation
 }
 var file_pfoertner_fleet_v1_device_proto_depIdxs = []int32{
-	0, // 0: pfoertner.fleet.v1.Asset.key_protection:type_name -> pfoertner.fleet.v1.KeyProtection
-	1, // 1: pfoertner.fleet.v1.Asset.state:type_name -> pfoertner.fleet.v1.AssetState
-	2, // 2: pfoertner.fleet.v1.Device.asset:type_name -> pfoertner.fleet.v1.Asset
-	4, // 3: pfoertner.fleet.v1.Device.evidence:type_name -> pfoertner.posture.v1.Evidence
-	5, // 4: pfoertner.fleet.v1.Device.result:type_name -> pfoertner.posture.v1.Result
-	6, // 5: pfoertner.fleet.v1.Device.enrolled_at:type_name -> google.protobuf.Timestamp
-	6, // 6: pfoertner.fleet.v1.Device.last_seen_at:type_name -> google.protobuf.Timestamp
-	6, // 7: pfoertner.fleet.v1.Device.certificate_expires_at:type_name -> google.protobuf.Timestamp
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	0,  // 0: pfoertner.fleet.v1.Asset.key_protection:type_name -> pfoertner.fleet.v1.KeyProtection
+	1,  // 1: pfoertner.fleet.v1.Asset.state:type_name -> pfoertner.fleet.v1.AssetState
+	3,  // 2: pfoertner.fleet.v1.Asset.software_key:type_name -> pfoertner.fleet.v1.SoftwareKeyPermission
+	9,  // 3: pfoertner.fleet.v1.Asset.reimage_until:type_name -> google.protobuf.Timestamp
+	4,  // 4: pfoertner.fleet.v1.Asset.alarm:type_name -> pfoertner.fleet.v1.Alarm
+	9,  // 5: pfoertner.fleet.v1.SoftwareKeyPermission.until:type_name -> google.protobuf.Timestamp
+	9,  // 6: pfoertner.fleet.v1.SoftwareKeyPermission.allowed_at:type_name -> google.protobuf.Timestamp
+	9,  // 7: pfoertner.fleet.v1.Alarm.at:type_name -> google.protobuf.Timestamp
+	2,  // 8: pfoertner.fleet.v1.Device.asset:type_name -> pfoertner.fleet.v1.Asset
+	10, // 9: pfoertner.fleet.v1.Device.evidence:type_name -> pfoertner.posture.v1.Evidence
+	11, // 10: pfoertner.fleet.v1.Device.result:type_name -> pfoertner.posture.v1.Result
+	9,  // 11: pfoertner.fleet.v1.Device.enrolled_at:type_name -> google.protobuf.Timestamp
+	9,  // 12: pfoertner.fleet.v1.Device.last_seen_at:type_name -> google.protobuf.Timestamp
+	9,  // 13: pfoertner.fleet.v1.Device.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	12, // 14: pfoertner.fleet.v1.Device.attested:type_name -> pfoertner.posture.v1.Attestation
+	6,  // 15: pfoertner.fleet.v1.Device.key:type_name -> pfoertner.fleet.v1.DeviceKey
+	7,  // 16: pfoertner.fleet.v1.Device.pending:type_name -> pfoertner.fleet.v1.PendingEnrolment
+	8,  // 17: pfoertner.fleet.v1.Device.vpn_certificates:type_name -> pfoertner.fleet.v1.VpnCertificate
+	0,  // 18: pfoertner.fleet.v1.DeviceKey.protection:type_name -> pfoertner.fleet.v1.KeyProtection
+	9,  // 19: pfoertner.fleet.v1.DeviceKey.attestation_key_since:type_name -> google.protobuf.Timestamp
+	9,  // 20: pfoertner.fleet.v1.PendingEnrolment.requested_at:type_name -> google.protobuf.Timestamp
+	9,  // 21: pfoertner.fleet.v1.PendingEnrolment.expires_at:type_name -> google.protobuf.Timestamp
+	9,  // 22: pfoertner.fleet.v1.VpnCertificate.issued_at:type_name -> google.protobuf.Timestamp
+	9,  // 23: pfoertner.fleet.v1.VpnCertificate.expires_at:type_name -> google.protobuf.Timestamp
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_pfoertner_fleet_v1_device_proto_init() }
@@ -453,7 +1037,7 @@ func file_pfoertner_fleet_v1_device_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pfoertner_fleet_v1_device_proto_rawDesc), len(file_pfoertner_fleet_v1_device_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   2,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -24,6 +24,62 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// TunnelProofState says whether a notebook has proven, through the tunnel, that
+// the session is its own.
+type TunnelProofState int32
+
+const (
+	TunnelProofState_TUNNEL_PROOF_STATE_UNSPECIFIED TunnelProofState = 0
+	// Policy does not ask for it on this gateway, and there is none.
+	TunnelProofState_TUNNEL_PROOF_STATE_NOT_REQUIRED TunnelProofState = 1
+	// Required and missing: quarantine at most.
+	TunnelProofState_TUNNEL_PROOF_STATE_MISSING TunnelProofState = 2
+	TunnelProofState_TUNNEL_PROOF_STATE_PROVEN  TunnelProofState = 3
+)
+
+// Enum value maps for TunnelProofState.
+var (
+	TunnelProofState_name = map[int32]string{
+		0: "TUNNEL_PROOF_STATE_UNSPECIFIED",
+		1: "TUNNEL_PROOF_STATE_NOT_REQUIRED",
+		2: "TUNNEL_PROOF_STATE_MISSING",
+		3: "TUNNEL_PROOF_STATE_PROVEN",
+	}
+	TunnelProofState_value = map[string]int32{
+		"TUNNEL_PROOF_STATE_UNSPECIFIED":  0,
+		"TUNNEL_PROOF_STATE_NOT_REQUIRED": 1,
+		"TUNNEL_PROOF_STATE_MISSING":      2,
+		"TUNNEL_PROOF_STATE_PROVEN":       3,
+	}
+)
+
+func (x TunnelProofState) Enum() *TunnelProofState {
+	p := new(TunnelProofState)
+	*p = x
+	return p
+}
+
+func (x TunnelProofState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (TunnelProofState) Descriptor() protoreflect.EnumDescriptor {
+	return file_pfoertner_fleet_v1_fleet_proto_enumTypes[0].Descriptor()
+}
+
+func (TunnelProofState) Type() protoreflect.EnumType {
+	return &file_pfoertner_fleet_v1_fleet_proto_enumTypes[0]
+}
+
+func (x TunnelProofState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use TunnelProofState.Descriptor instead.
+func (TunnelProofState) EnumDescriptor() ([]byte, []int) {
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{0}
+}
+
 type ListDevicesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// CEL expression over `device`, `asset`, `evidence`, `result`, `now`; empty
@@ -605,9 +661,13 @@ type Session struct {
 	CutPending bool `protobuf:"varint,10,opt,name=cut_pending,json=cutPending,proto3" json:"cut_pending,omitempty"`
 	// The gateway has been silent for more than three heartbeats: what is said
 	// here is the last that is known.
-	GatewayLost   bool `protobuf:"varint,11,opt,name=gateway_lost,json=gatewayLost,proto3" json:"gateway_lost,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	GatewayLost bool             `protobuf:"varint,11,opt,name=gateway_lost,json=gatewayLost,proto3" json:"gateway_lost,omitempty"`
+	TunnelProof TunnelProofState `protobuf:"varint,12,opt,name=tunnel_proof,json=tunnelProof,proto3,enum=pfoertner.fleet.v1.TunnelProofState" json:"tunnel_proof,omitempty"`
+	// Until when the proof has to be there, if it is required; then the session is
+	// cut.
+	TunnelProofDueAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=tunnel_proof_due_at,json=tunnelProofDueAt,proto3" json:"tunnel_proof_due_at,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Session) Reset() {
@@ -717,6 +777,120 @@ func (x *Session) GetGatewayLost() bool {
 	return false
 }
 
+func (x *Session) GetTunnelProof() TunnelProofState {
+	if x != nil {
+		return x.TunnelProof
+	}
+	return TunnelProofState_TUNNEL_PROOF_STATE_UNSPECIFIED
+}
+
+func (x *Session) GetTunnelProofDueAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.TunnelProofDueAt
+	}
+	return nil
+}
+
+type CollectRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Asset number or device id.
+	Device        string `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	Quote         bool   `protobuf:"varint,2,opt,name=quote,proto3" json:"quote,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectRequest) Reset() {
+	*x = CollectRequest{}
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectRequest) ProtoMessage() {}
+
+func (x *CollectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectRequest.ProtoReflect.Descriptor instead.
+func (*CollectRequest) Descriptor() ([]byte, []int) {
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CollectRequest) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *CollectRequest) GetQuote() bool {
+	if x != nil {
+		return x.Quote
+	}
+	return false
+}
+
+// CollectResponse comes when the report, and the quote, were judged; after 30 s
+// without them the call ends with DEADLINE_EXCEEDED. A notebook that is not
+// online is FAILED_PRECONDITION.
+type CollectResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        *Device                `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectResponse) Reset() {
+	*x = CollectResponse{}
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectResponse) ProtoMessage() {}
+
+func (x *CollectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectResponse.ProtoReflect.Descriptor instead.
+func (*CollectResponse) Descriptor() ([]byte, []int) {
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CollectResponse) GetDevice() *Device {
+	if x != nil {
+		return x.Device
+	}
+	return nil
+}
+
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Asset number or device id; empty: of all.
@@ -730,7 +904,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +916,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +929,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListEventsRequest) GetDevice() string {
@@ -788,7 +962,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -800,7 +974,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -813,7 +987,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -840,7 +1014,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +1026,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +1039,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -927,7 +1101,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +1113,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +1126,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ImportRequest) GetCsv() []byte {
@@ -982,7 +1156,7 @@ type ImportResponse struct {
 
 func (x *ImportResponse) Reset() {
 	*x = ImportResponse{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1168,7 @@ func (x *ImportResponse) String() string {
 func (*ImportResponse) ProtoMessage() {}
 
 func (x *ImportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1181,7 @@ func (x *ImportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportResponse.ProtoReflect.Descriptor instead.
 func (*ImportResponse) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ImportResponse) GetChanges() []*AssetChange {
@@ -1051,7 +1225,7 @@ type AssetChange struct {
 
 func (x *AssetChange) Reset() {
 	*x = AssetChange{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1063,7 +1237,7 @@ func (x *AssetChange) String() string {
 func (*AssetChange) ProtoMessage() {}
 
 func (x *AssetChange) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1076,7 +1250,7 @@ func (x *AssetChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssetChange.ProtoReflect.Descriptor instead.
 func (*AssetChange) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AssetChange) GetLine() uint32 {
@@ -1118,7 +1292,7 @@ type FieldChange struct {
 
 func (x *FieldChange) Reset() {
 	*x = FieldChange{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1304,7 @@ func (x *FieldChange) String() string {
 func (*FieldChange) ProtoMessage() {}
 
 func (x *FieldChange) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1317,7 @@ func (x *FieldChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldChange.ProtoReflect.Descriptor instead.
 func (*FieldChange) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FieldChange) GetField() string {
@@ -1178,7 +1352,7 @@ type LineError struct {
 
 func (x *LineError) Reset() {
 	*x = LineError{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1364,7 @@ func (x *LineError) String() string {
 func (*LineError) ProtoMessage() {}
 
 func (x *LineError) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1377,7 @@ func (x *LineError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LineError.ProtoReflect.Descriptor instead.
 func (*LineError) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LineError) GetLine() uint32 {
@@ -1238,7 +1412,7 @@ type BindRequest struct {
 
 func (x *BindRequest) Reset() {
 	*x = BindRequest{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1424,7 @@ func (x *BindRequest) String() string {
 func (*BindRequest) ProtoMessage() {}
 
 func (x *BindRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1437,7 @@ func (x *BindRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BindRequest.ProtoReflect.Descriptor instead.
 func (*BindRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *BindRequest) GetDevice() string {
@@ -1295,7 +1469,7 @@ type BindResponse struct {
 
 func (x *BindResponse) Reset() {
 	*x = BindResponse{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1481,7 @@ func (x *BindResponse) String() string {
 func (*BindResponse) ProtoMessage() {}
 
 func (x *BindResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1494,7 @@ func (x *BindResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BindResponse.ProtoReflect.Descriptor instead.
 func (*BindResponse) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 type CreateTokenRequest struct {
@@ -1334,7 +1508,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1520,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1533,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateTokenRequest) GetAssetNumber() string {
@@ -1387,7 +1561,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1573,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1586,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -1440,7 +1614,7 @@ type SetStateRequest struct {
 
 func (x *SetStateRequest) Reset() {
 	*x = SetStateRequest{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1626,7 @@ func (x *SetStateRequest) String() string {
 func (*SetStateRequest) ProtoMessage() {}
 
 func (x *SetStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1639,7 @@ func (x *SetStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetStateRequest.ProtoReflect.Descriptor instead.
 func (*SetStateRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SetStateRequest) GetDevice() string {
@@ -1498,7 +1672,7 @@ type SetStateResponse struct {
 
 func (x *SetStateResponse) Reset() {
 	*x = SetStateResponse{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1510,7 +1684,7 @@ func (x *SetStateResponse) String() string {
 func (*SetStateResponse) ProtoMessage() {}
 
 func (x *SetStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1523,7 +1697,7 @@ func (x *SetStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetStateResponse.ProtoReflect.Descriptor instead.
 func (*SetStateResponse) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SetStateResponse) GetDevice() *Device {
@@ -1542,7 +1716,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1728,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1741,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CheckRequest) GetYaml() []byte {
@@ -1588,7 +1762,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1600,7 +1774,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1613,7 +1787,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CheckResponse) GetErrors() []*PolicyError {
@@ -1649,7 +1823,7 @@ type PolicyError struct {
 
 func (x *PolicyError) Reset() {
 	*x = PolicyError{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1661,7 +1835,7 @@ func (x *PolicyError) String() string {
 func (*PolicyError) ProtoMessage() {}
 
 func (x *PolicyError) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1674,7 +1848,7 @@ func (x *PolicyError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyError.ProtoReflect.Descriptor instead.
 func (*PolicyError) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PolicyError) GetLine() uint32 {
@@ -1715,7 +1889,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[27]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1901,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[27]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +1914,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ApplyRequest) GetYaml() []byte {
@@ -1775,7 +1949,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[28]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +1961,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[28]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +1974,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ApplyResponse) GetVersion() uint64 {
@@ -1869,7 +2043,7 @@ type ShowRequest struct {
 
 func (x *ShowRequest) Reset() {
 	*x = ShowRequest{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[29]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1881,7 +2055,7 @@ func (x *ShowRequest) String() string {
 func (*ShowRequest) ProtoMessage() {}
 
 func (x *ShowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[29]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1894,7 +2068,7 @@ func (x *ShowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowRequest.ProtoReflect.Descriptor instead.
 func (*ShowRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ShowRequest) GetVersion() uint64 {
@@ -1914,7 +2088,7 @@ type ShowResponse struct {
 
 func (x *ShowResponse) Reset() {
 	*x = ShowResponse{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[30]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1926,7 +2100,7 @@ func (x *ShowResponse) String() string {
 func (*ShowResponse) ProtoMessage() {}
 
 func (x *ShowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[30]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1939,7 +2113,7 @@ func (x *ShowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowResponse.ProtoReflect.Descriptor instead.
 func (*ShowResponse) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ShowResponse) GetPolicy() *PolicyVersion {
@@ -1964,7 +2138,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1976,7 +2150,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1989,7 +2163,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 type HistoryResponse struct {
@@ -2001,7 +2175,7 @@ type HistoryResponse struct {
 
 func (x *HistoryResponse) Reset() {
 	*x = HistoryResponse{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2013,7 +2187,7 @@ func (x *HistoryResponse) String() string {
 func (*HistoryResponse) ProtoMessage() {}
 
 func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2026,7 +2200,7 @@ func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryResponse.ProtoReflect.Descriptor instead.
 func (*HistoryResponse) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *HistoryResponse) GetVersions() []*PolicyVersion {
@@ -2050,7 +2224,7 @@ type PolicyVersion struct {
 
 func (x *PolicyVersion) Reset() {
 	*x = PolicyVersion{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2062,7 +2236,7 @@ func (x *PolicyVersion) String() string {
 func (*PolicyVersion) ProtoMessage() {}
 
 func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2075,7 +2249,7 @@ func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyVersion.ProtoReflect.Descriptor instead.
 func (*PolicyVersion) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PolicyVersion) GetVersion() uint64 {
@@ -2133,7 +2307,7 @@ type ImportReferencesRequest struct {
 
 func (x *ImportReferencesRequest) Reset() {
 	*x = ImportReferencesRequest{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2319,7 @@ func (x *ImportReferencesRequest) String() string {
 func (*ImportReferencesRequest) ProtoMessage() {}
 
 func (x *ImportReferencesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2332,7 @@ func (x *ImportReferencesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReferencesRequest.ProtoReflect.Descriptor instead.
 func (*ImportReferencesRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ImportReferencesRequest) GetSignedFile() []byte {
@@ -2202,7 +2376,7 @@ type ImportReferencesResponse struct {
 
 func (x *ImportReferencesResponse) Reset() {
 	*x = ImportReferencesResponse{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +2388,7 @@ func (x *ImportReferencesResponse) String() string {
 func (*ImportReferencesResponse) ProtoMessage() {}
 
 func (x *ImportReferencesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +2401,7 @@ func (x *ImportReferencesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReferencesResponse.ProtoReflect.Descriptor instead.
 func (*ImportReferencesResponse) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ImportReferencesResponse) GetImported() *ReferenceVersion {
@@ -2298,7 +2472,7 @@ type ShowReferencesRequest struct {
 
 func (x *ShowReferencesRequest) Reset() {
 	*x = ShowReferencesRequest{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +2484,7 @@ func (x *ShowReferencesRequest) String() string {
 func (*ShowReferencesRequest) ProtoMessage() {}
 
 func (x *ShowReferencesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +2497,7 @@ func (x *ShowReferencesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowReferencesRequest.ProtoReflect.Descriptor instead.
 func (*ShowReferencesRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ShowReferencesRequest) GetKind() string {
@@ -2357,7 +2531,7 @@ type ShowReferencesResponse struct {
 
 func (x *ShowReferencesResponse) Reset() {
 	*x = ShowReferencesResponse{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[37]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2369,7 +2543,7 @@ func (x *ShowReferencesResponse) String() string {
 func (*ShowReferencesResponse) ProtoMessage() {}
 
 func (x *ShowReferencesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[37]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2382,7 +2556,7 @@ func (x *ShowReferencesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowReferencesResponse.ProtoReflect.Descriptor instead.
 func (*ShowReferencesResponse) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ShowReferencesResponse) GetVersion() *ReferenceVersion {
@@ -2425,7 +2599,7 @@ type ReferencesInForce struct {
 
 func (x *ReferencesInForce) Reset() {
 	*x = ReferencesInForce{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[38]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2437,7 +2611,7 @@ func (x *ReferencesInForce) String() string {
 func (*ReferencesInForce) ProtoMessage() {}
 
 func (x *ReferencesInForce) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[38]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2450,7 +2624,7 @@ func (x *ReferencesInForce) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReferencesInForce.ProtoReflect.Descriptor instead.
 func (*ReferencesInForce) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{38}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ReferencesInForce) GetWindowsAsOf() *timestamppb.Timestamp {
@@ -2510,7 +2684,7 @@ type ListReferencesRequest struct {
 
 func (x *ListReferencesRequest) Reset() {
 	*x = ListReferencesRequest{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[39]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2522,7 +2696,7 @@ func (x *ListReferencesRequest) String() string {
 func (*ListReferencesRequest) ProtoMessage() {}
 
 func (x *ListReferencesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[39]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2535,7 +2709,7 @@ func (x *ListReferencesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReferencesRequest.ProtoReflect.Descriptor instead.
 func (*ListReferencesRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{39}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{41}
 }
 
 type ListReferencesResponse struct {
@@ -2548,7 +2722,7 @@ type ListReferencesResponse struct {
 
 func (x *ListReferencesResponse) Reset() {
 	*x = ListReferencesResponse{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[40]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +2734,7 @@ func (x *ListReferencesResponse) String() string {
 func (*ListReferencesResponse) ProtoMessage() {}
 
 func (x *ListReferencesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[40]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +2747,7 @@ func (x *ListReferencesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReferencesResponse.ProtoReflect.Descriptor instead.
 func (*ListReferencesResponse) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{40}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListReferencesResponse) GetVersions() []*ReferenceVersion {
@@ -2607,7 +2781,7 @@ type ReferenceVersion struct {
 
 func (x *ReferenceVersion) Reset() {
 	*x = ReferenceVersion{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[41]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2619,7 +2793,7 @@ func (x *ReferenceVersion) String() string {
 func (*ReferenceVersion) ProtoMessage() {}
 
 func (x *ReferenceVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[41]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2632,7 +2806,7 @@ func (x *ReferenceVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReferenceVersion.ProtoReflect.Descriptor instead.
 func (*ReferenceVersion) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{41}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ReferenceVersion) GetVersion() uint64 {
@@ -2709,7 +2883,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[42]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2721,7 +2895,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[42]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2734,7 +2908,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{42}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *VerifyRequest) GetNotedHead() []byte {
@@ -2760,7 +2934,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[43]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2772,7 +2946,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[43]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2785,7 +2959,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{43}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *VerifyResponse) GetChecked() uint64 {
@@ -2835,7 +3009,7 @@ type AuditFault struct {
 
 func (x *AuditFault) Reset() {
 	*x = AuditFault{}
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[44]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2847,7 +3021,7 @@ func (x *AuditFault) String() string {
 func (*AuditFault) ProtoMessage() {}
 
 func (x *AuditFault) ProtoReflect() protoreflect.Message {
-	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[44]
+	mi := &file_pfoertner_fleet_v1_fleet_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2860,7 +3034,7 @@ func (x *AuditFault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditFault.ProtoReflect.Descriptor instead.
 func (*AuditFault) Descriptor() ([]byte, []int) {
-	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{44}
+	return file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AuditFault) GetSequence() uint64 {
@@ -2924,7 +3098,7 @@ const file_pfoertner_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x13ListSessionsRequest\x12\x18\n" +
 	"\agateway\x18\x01 \x01(\tR\agateway\"O\n" +
 	"\x14ListSessionsResponse\x127\n" +
-	"\bsessions\x18\x01 \x03(\v2\x1b.pfoertner.fleet.v1.SessionR\bsessions\"\xcb\x03\n" +
+	"\bsessions\x18\x01 \x03(\v2\x1b.pfoertner.fleet.v1.SessionR\bsessions\"\xdf\x04\n" +
 	"\aSession\x12\x18\n" +
 	"\agateway\x18\x01 \x01(\tR\agateway\x12\x1d\n" +
 	"\n" +
@@ -2939,7 +3113,14 @@ const file_pfoertner_fleet_v1_fleet_proto_rawDesc = "" +
 	"\vcut_pending\x18\n" +
 	" \x01(\bR\n" +
 	"cutPending\x12!\n" +
-	"\fgateway_lost\x18\v \x01(\bR\vgatewayLost\"s\n" +
+	"\fgateway_lost\x18\v \x01(\bR\vgatewayLost\x12G\n" +
+	"\ftunnel_proof\x18\f \x01(\x0e2$.pfoertner.fleet.v1.TunnelProofStateR\vtunnelProof\x12I\n" +
+	"\x13tunnel_proof_due_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x10tunnelProofDueAt\">\n" +
+	"\x0eCollectRequest\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12\x14\n" +
+	"\x05quote\x18\x02 \x01(\bR\x05quote\"E\n" +
+	"\x0fCollectResponse\x122\n" +
+	"\x06device\x18\x01 \x01(\v2\x1a.pfoertner.fleet.v1.DeviceR\x06device\"s\n" +
 	"\x11ListEventsRequest\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x14\n" +
@@ -3096,14 +3277,20 @@ const file_pfoertner_fleet_v1_fleet_proto_rawDesc = "" +
 	"AuditFault\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage2\xdc\x03\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage*\x9a\x01\n" +
+	"\x10TunnelProofState\x12\"\n" +
+	"\x1eTUNNEL_PROOF_STATE_UNSPECIFIED\x10\x00\x12#\n" +
+	"\x1fTUNNEL_PROOF_STATE_NOT_REQUIRED\x10\x01\x12\x1e\n" +
+	"\x1aTUNNEL_PROOF_STATE_MISSING\x10\x02\x12\x1d\n" +
+	"\x19TUNNEL_PROOF_STATE_PROVEN\x10\x032\xb0\x04\n" +
 	"\fFleetService\x12^\n" +
 	"\vListDevices\x12&.pfoertner.fleet.v1.ListDevicesRequest\x1a'.pfoertner.fleet.v1.ListDevicesResponse\x12X\n" +
 	"\tGetDevice\x12$.pfoertner.fleet.v1.GetDeviceRequest\x1a%.pfoertner.fleet.v1.GetDeviceResponse\x12R\n" +
 	"\aExplain\x12\".pfoertner.fleet.v1.ExplainRequest\x1a#.pfoertner.fleet.v1.ExplainResponse\x12a\n" +
 	"\fListSessions\x12'.pfoertner.fleet.v1.ListSessionsRequest\x1a(.pfoertner.fleet.v1.ListSessionsResponse\x12[\n" +
 	"\n" +
-	"ListEvents\x12%.pfoertner.fleet.v1.ListEventsRequest\x1a&.pfoertner.fleet.v1.ListEventsResponse2\xe5\x02\n" +
+	"ListEvents\x12%.pfoertner.fleet.v1.ListEventsRequest\x1a&.pfoertner.fleet.v1.ListEventsResponse\x12R\n" +
+	"\aCollect\x12\".pfoertner.fleet.v1.CollectRequest\x1a#.pfoertner.fleet.v1.CollectResponse2\xe5\x02\n" +
 	"\x10InventoryService\x12O\n" +
 	"\x06Import\x12!.pfoertner.fleet.v1.ImportRequest\x1a\".pfoertner.fleet.v1.ImportResponse\x12I\n" +
 	"\x04Bind\x12\x1f.pfoertner.fleet.v1.BindRequest\x1a .pfoertner.fleet.v1.BindResponse\x12^\n" +
@@ -3133,142 +3320,151 @@ func file_pfoertner_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_pfoertner_fleet_v1_fleet_proto_rawDescData
 }
 
-var file_pfoertner_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_pfoertner_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_pfoertner_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_pfoertner_fleet_v1_fleet_proto_goTypes = []any{
-	(*ListDevicesRequest)(nil),       // 0: pfoertner.fleet.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),      // 1: pfoertner.fleet.v1.ListDevicesResponse
-	(*GetDeviceRequest)(nil),         // 2: pfoertner.fleet.v1.GetDeviceRequest
-	(*GetDeviceResponse)(nil),        // 3: pfoertner.fleet.v1.GetDeviceResponse
-	(*ExplainRequest)(nil),           // 4: pfoertner.fleet.v1.ExplainRequest
-	(*ExplainResponse)(nil),          // 5: pfoertner.fleet.v1.ExplainResponse
-	(*Explanation)(nil),              // 6: pfoertner.fleet.v1.Explanation
-	(*ListSessionsRequest)(nil),      // 7: pfoertner.fleet.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),     // 8: pfoertner.fleet.v1.ListSessionsResponse
-	(*Session)(nil),                  // 9: pfoertner.fleet.v1.Session
-	(*ListEventsRequest)(nil),        // 10: pfoertner.fleet.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),       // 11: pfoertner.fleet.v1.ListEventsResponse
-	(*Event)(nil),                    // 12: pfoertner.fleet.v1.Event
-	(*ImportRequest)(nil),            // 13: pfoertner.fleet.v1.ImportRequest
-	(*ImportResponse)(nil),           // 14: pfoertner.fleet.v1.ImportResponse
-	(*AssetChange)(nil),              // 15: pfoertner.fleet.v1.AssetChange
-	(*FieldChange)(nil),              // 16: pfoertner.fleet.v1.FieldChange
-	(*LineError)(nil),                // 17: pfoertner.fleet.v1.LineError
-	(*BindRequest)(nil),              // 18: pfoertner.fleet.v1.BindRequest
-	(*BindResponse)(nil),             // 19: pfoertner.fleet.v1.BindResponse
-	(*CreateTokenRequest)(nil),       // 20: pfoertner.fleet.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),      // 21: pfoertner.fleet.v1.CreateTokenResponse
-	(*SetStateRequest)(nil),          // 22: pfoertner.fleet.v1.SetStateRequest
-	(*SetStateResponse)(nil),         // 23: pfoertner.fleet.v1.SetStateResponse
-	(*CheckRequest)(nil),             // 24: pfoertner.fleet.v1.CheckRequest
-	(*CheckResponse)(nil),            // 25: pfoertner.fleet.v1.CheckResponse
-	(*PolicyError)(nil),              // 26: pfoertner.fleet.v1.PolicyError
-	(*ApplyRequest)(nil),             // 27: pfoertner.fleet.v1.ApplyRequest
-	(*ApplyResponse)(nil),            // 28: pfoertner.fleet.v1.ApplyResponse
-	(*ShowRequest)(nil),              // 29: pfoertner.fleet.v1.ShowRequest
-	(*ShowResponse)(nil),             // 30: pfoertner.fleet.v1.ShowResponse
-	(*HistoryRequest)(nil),           // 31: pfoertner.fleet.v1.HistoryRequest
-	(*HistoryResponse)(nil),          // 32: pfoertner.fleet.v1.HistoryResponse
-	(*PolicyVersion)(nil),            // 33: pfoertner.fleet.v1.PolicyVersion
-	(*ImportReferencesRequest)(nil),  // 34: pfoertner.fleet.v1.ImportReferencesRequest
-	(*ImportReferencesResponse)(nil), // 35: pfoertner.fleet.v1.ImportReferencesResponse
-	(*ShowReferencesRequest)(nil),    // 36: pfoertner.fleet.v1.ShowReferencesRequest
-	(*ShowReferencesResponse)(nil),   // 37: pfoertner.fleet.v1.ShowReferencesResponse
-	(*ReferencesInForce)(nil),        // 38: pfoertner.fleet.v1.ReferencesInForce
-	(*ListReferencesRequest)(nil),    // 39: pfoertner.fleet.v1.ListReferencesRequest
-	(*ListReferencesResponse)(nil),   // 40: pfoertner.fleet.v1.ListReferencesResponse
-	(*ReferenceVersion)(nil),         // 41: pfoertner.fleet.v1.ReferenceVersion
-	(*VerifyRequest)(nil),            // 42: pfoertner.fleet.v1.VerifyRequest
-	(*VerifyResponse)(nil),           // 43: pfoertner.fleet.v1.VerifyResponse
-	(*AuditFault)(nil),               // 44: pfoertner.fleet.v1.AuditFault
-	nil,                              // 45: pfoertner.fleet.v1.Event.DetailsEntry
-	(*Device)(nil),                   // 46: pfoertner.fleet.v1.Device
-	(*v1.Result)(nil),                // 47: pfoertner.posture.v1.Result
-	(v1.Verdict)(0),                  // 48: pfoertner.posture.v1.Verdict
-	(*v1.LocalText)(nil),             // 49: pfoertner.posture.v1.LocalText
-	(*timestamppb.Timestamp)(nil),    // 50: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 51: google.protobuf.Duration
-	(AssetState)(0),                  // 52: pfoertner.fleet.v1.AssetState
+	(TunnelProofState)(0),            // 0: pfoertner.fleet.v1.TunnelProofState
+	(*ListDevicesRequest)(nil),       // 1: pfoertner.fleet.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),      // 2: pfoertner.fleet.v1.ListDevicesResponse
+	(*GetDeviceRequest)(nil),         // 3: pfoertner.fleet.v1.GetDeviceRequest
+	(*GetDeviceResponse)(nil),        // 4: pfoertner.fleet.v1.GetDeviceResponse
+	(*ExplainRequest)(nil),           // 5: pfoertner.fleet.v1.ExplainRequest
+	(*ExplainResponse)(nil),          // 6: pfoertner.fleet.v1.ExplainResponse
+	(*Explanation)(nil),              // 7: pfoertner.fleet.v1.Explanation
+	(*ListSessionsRequest)(nil),      // 8: pfoertner.fleet.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),     // 9: pfoertner.fleet.v1.ListSessionsResponse
+	(*Session)(nil),                  // 10: pfoertner.fleet.v1.Session
+	(*CollectRequest)(nil),           // 11: pfoertner.fleet.v1.CollectRequest
+	(*CollectResponse)(nil),          // 12: pfoertner.fleet.v1.CollectResponse
+	(*ListEventsRequest)(nil),        // 13: pfoertner.fleet.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),       // 14: pfoertner.fleet.v1.ListEventsResponse
+	(*Event)(nil),                    // 15: pfoertner.fleet.v1.Event
+	(*ImportRequest)(nil),            // 16: pfoertner.fleet.v1.ImportRequest
+	(*ImportResponse)(nil),           // 17: pfoertner.fleet.v1.ImportResponse
+	(*AssetChange)(nil),              // 18: pfoertner.fleet.v1.AssetChange
+	(*FieldChange)(nil),              // 19: pfoertner.fleet.v1.FieldChange
+	(*LineError)(nil),                // 20: pfoertner.fleet.v1.LineError
+	(*BindRequest)(nil),              // 21: pfoertner.fleet.v1.BindRequest
+	(*BindResponse)(nil),             // 22: pfoertner.fleet.v1.BindResponse
+	(*CreateTokenRequest)(nil),       // 23: pfoertner.fleet.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),      // 24: pfoertner.fleet.v1.CreateTokenResponse
+	(*SetStateRequest)(nil),          // 25: pfoertner.fleet.v1.SetStateRequest
+	(*SetStateResponse)(nil),         // 26: pfoertner.fleet.v1.SetStateResponse
+	(*CheckRequest)(nil),             // 27: pfoertner.fleet.v1.CheckRequest
+	(*CheckResponse)(nil),            // 28: pfoertner.fleet.v1.CheckResponse
+	(*PolicyError)(nil),              // 29: pfoertner.fleet.v1.PolicyError
+	(*ApplyRequest)(nil),             // 30: pfoertner.fleet.v1.ApplyRequest
+	(*ApplyResponse)(nil),            // 31: pfoertner.fleet.v1.ApplyResponse
+	(*ShowRequest)(nil),              // 32: pfoertner.fleet.v1.ShowRequest
+	(*ShowResponse)(nil),             // 33: pfoertner.fleet.v1.ShowResponse
+	(*HistoryRequest)(nil),           // 34: pfoertner.fleet.v1.HistoryRequest
+	(*HistoryResponse)(nil),          // 35: pfoertner.fleet.v1.HistoryResponse
+	(*PolicyVersion)(nil),            // 36: pfoertner.fleet.v1.PolicyVersion
+	(*ImportReferencesRequest)(nil),  // 37: pfoertner.fleet.v1.ImportReferencesRequest
+	(*ImportReferencesResponse)(nil), // 38: pfoertner.fleet.v1.ImportReferencesResponse
+	(*ShowReferencesRequest)(nil),    // 39: pfoertner.fleet.v1.ShowReferencesRequest
+	(*ShowReferencesResponse)(nil),   // 40: pfoertner.fleet.v1.ShowReferencesResponse
+	(*ReferencesInForce)(nil),        // 41: pfoertner.fleet.v1.ReferencesInForce
+	(*ListReferencesRequest)(nil),    // 42: pfoertner.fleet.v1.ListReferencesRequest
+	(*ListReferencesResponse)(nil),   // 43: pfoertner.fleet.v1.ListReferencesResponse
+	(*ReferenceVersion)(nil),         // 44: pfoertner.fleet.v1.ReferenceVersion
+	(*VerifyRequest)(nil),            // 45: pfoertner.fleet.v1.VerifyRequest
+	(*VerifyResponse)(nil),           // 46: pfoertner.fleet.v1.VerifyResponse
+	(*AuditFault)(nil),               // 47: pfoertner.fleet.v1.AuditFault
+	nil,                              // 48: pfoertner.fleet.v1.Event.DetailsEntry
+	(*Device)(nil),                   // 49: pfoertner.fleet.v1.Device
+	(*v1.Result)(nil),                // 50: pfoertner.posture.v1.Result
+	(v1.Verdict)(0),                  // 51: pfoertner.posture.v1.Verdict
+	(*v1.LocalText)(nil),             // 52: pfoertner.posture.v1.LocalText
+	(*timestamppb.Timestamp)(nil),    // 53: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 54: google.protobuf.Duration
+	(AssetState)(0),                  // 55: pfoertner.fleet.v1.AssetState
 }
 var file_pfoertner_fleet_v1_fleet_proto_depIdxs = []int32{
-	46, // 0: pfoertner.fleet.v1.ListDevicesResponse.devices:type_name -> pfoertner.fleet.v1.Device
-	46, // 1: pfoertner.fleet.v1.GetDeviceResponse.device:type_name -> pfoertner.fleet.v1.Device
-	6,  // 2: pfoertner.fleet.v1.ExplainResponse.explanations:type_name -> pfoertner.fleet.v1.Explanation
-	46, // 3: pfoertner.fleet.v1.Explanation.device:type_name -> pfoertner.fleet.v1.Device
-	47, // 4: pfoertner.fleet.v1.Explanation.result:type_name -> pfoertner.posture.v1.Result
-	48, // 5: pfoertner.fleet.v1.Explanation.verdict:type_name -> pfoertner.posture.v1.Verdict
-	49, // 6: pfoertner.fleet.v1.Explanation.reason:type_name -> pfoertner.posture.v1.LocalText
-	9,  // 7: pfoertner.fleet.v1.Explanation.sessions:type_name -> pfoertner.fleet.v1.Session
-	50, // 8: pfoertner.fleet.v1.Explanation.refused_at:type_name -> google.protobuf.Timestamp
-	9,  // 9: pfoertner.fleet.v1.ListSessionsResponse.sessions:type_name -> pfoertner.fleet.v1.Session
-	48, // 10: pfoertner.fleet.v1.Session.verdict:type_name -> pfoertner.posture.v1.Verdict
-	50, // 11: pfoertner.fleet.v1.Session.since:type_name -> google.protobuf.Timestamp
-	50, // 12: pfoertner.fleet.v1.Session.lease_ends_at:type_name -> google.protobuf.Timestamp
-	50, // 13: pfoertner.fleet.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	12, // 14: pfoertner.fleet.v1.ListEventsResponse.events:type_name -> pfoertner.fleet.v1.Event
-	50, // 15: pfoertner.fleet.v1.Event.at:type_name -> google.protobuf.Timestamp
-	45, // 16: pfoertner.fleet.v1.Event.details:type_name -> pfoertner.fleet.v1.Event.DetailsEntry
-	15, // 17: pfoertner.fleet.v1.ImportResponse.changes:type_name -> pfoertner.fleet.v1.AssetChange
-	17, // 18: pfoertner.fleet.v1.ImportResponse.errors:type_name -> pfoertner.fleet.v1.LineError
-	16, // 19: pfoertner.fleet.v1.AssetChange.fields:type_name -> pfoertner.fleet.v1.FieldChange
-	51, // 20: pfoertner.fleet.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	50, // 21: pfoertner.fleet.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	52, // 22: pfoertner.fleet.v1.SetStateRequest.state:type_name -> pfoertner.fleet.v1.AssetState
-	46, // 23: pfoertner.fleet.v1.SetStateResponse.device:type_name -> pfoertner.fleet.v1.Device
-	26, // 24: pfoertner.fleet.v1.CheckResponse.errors:type_name -> pfoertner.fleet.v1.PolicyError
-	26, // 25: pfoertner.fleet.v1.ApplyResponse.errors:type_name -> pfoertner.fleet.v1.PolicyError
-	33, // 26: pfoertner.fleet.v1.ShowResponse.policy:type_name -> pfoertner.fleet.v1.PolicyVersion
-	33, // 27: pfoertner.fleet.v1.HistoryResponse.versions:type_name -> pfoertner.fleet.v1.PolicyVersion
-	50, // 28: pfoertner.fleet.v1.PolicyVersion.applied_at:type_name -> google.protobuf.Timestamp
-	41, // 29: pfoertner.fleet.v1.ImportReferencesResponse.imported:type_name -> pfoertner.fleet.v1.ReferenceVersion
-	26, // 30: pfoertner.fleet.v1.ImportReferencesResponse.errors:type_name -> pfoertner.fleet.v1.PolicyError
-	41, // 31: pfoertner.fleet.v1.ShowReferencesResponse.version:type_name -> pfoertner.fleet.v1.ReferenceVersion
-	38, // 32: pfoertner.fleet.v1.ShowReferencesResponse.in_force:type_name -> pfoertner.fleet.v1.ReferencesInForce
-	50, // 33: pfoertner.fleet.v1.ReferencesInForce.windows_as_of:type_name -> google.protobuf.Timestamp
-	50, // 34: pfoertner.fleet.v1.ReferencesInForce.windows_usable_until:type_name -> google.protobuf.Timestamp
-	41, // 35: pfoertner.fleet.v1.ListReferencesResponse.versions:type_name -> pfoertner.fleet.v1.ReferenceVersion
-	50, // 36: pfoertner.fleet.v1.ReferenceVersion.imported_at:type_name -> google.protobuf.Timestamp
-	50, // 37: pfoertner.fleet.v1.ReferenceVersion.issued_at:type_name -> google.protobuf.Timestamp
-	50, // 38: pfoertner.fleet.v1.ReferenceVersion.windows_as_of:type_name -> google.protobuf.Timestamp
-	44, // 39: pfoertner.fleet.v1.VerifyResponse.faults:type_name -> pfoertner.fleet.v1.AuditFault
-	0,  // 40: pfoertner.fleet.v1.FleetService.ListDevices:input_type -> pfoertner.fleet.v1.ListDevicesRequest
-	2,  // 41: pfoertner.fleet.v1.FleetService.GetDevice:input_type -> pfoertner.fleet.v1.GetDeviceRequest
-	4,  // 42: pfoertner.fleet.v1.FleetService.Explain:input_type -> pfoertner.fleet.v1.ExplainRequest
-	7,  // 43: pfoertner.fleet.v1.FleetService.ListSessions:input_type -> pfoertner.fleet.v1.ListSessionsRequest
-	10, // 44: pfoertner.fleet.v1.FleetService.ListEvents:input_type -> pfoertner.fleet.v1.ListEventsRequest
-	13, // 45: pfoertner.fleet.v1.InventoryService.Import:input_type -> pfoertner.fleet.v1.ImportRequest
-	18, // 46: pfoertner.fleet.v1.InventoryService.Bind:input_type -> pfoertner.fleet.v1.BindRequest
-	20, // 47: pfoertner.fleet.v1.InventoryService.CreateToken:input_type -> pfoertner.fleet.v1.CreateTokenRequest
-	22, // 48: pfoertner.fleet.v1.InventoryService.SetState:input_type -> pfoertner.fleet.v1.SetStateRequest
-	24, // 49: pfoertner.fleet.v1.PolicyService.Check:input_type -> pfoertner.fleet.v1.CheckRequest
-	27, // 50: pfoertner.fleet.v1.PolicyService.Apply:input_type -> pfoertner.fleet.v1.ApplyRequest
-	29, // 51: pfoertner.fleet.v1.PolicyService.Show:input_type -> pfoertner.fleet.v1.ShowRequest
-	31, // 52: pfoertner.fleet.v1.PolicyService.History:input_type -> pfoertner.fleet.v1.HistoryRequest
-	34, // 53: pfoertner.fleet.v1.ReferenceService.ImportReferences:input_type -> pfoertner.fleet.v1.ImportReferencesRequest
-	36, // 54: pfoertner.fleet.v1.ReferenceService.ShowReferences:input_type -> pfoertner.fleet.v1.ShowReferencesRequest
-	39, // 55: pfoertner.fleet.v1.ReferenceService.ListReferences:input_type -> pfoertner.fleet.v1.ListReferencesRequest
-	42, // 56: pfoertner.fleet.v1.AuditService.Verify:input_type -> pfoertner.fleet.v1.VerifyRequest
-	1,  // 57: pfoertner.fleet.v1.FleetService.ListDevices:output_type -> pfoertner.fleet.v1.ListDevicesResponse
-	3,  // 58: pfoertner.fleet.v1.FleetService.GetDevice:output_type -> pfoertner.fleet.v1.GetDeviceResponse
-	5,  // 59: pfoertner.fleet.v1.FleetService.Explain:output_type -> pfoertner.fleet.v1.ExplainResponse
-	8,  // 60: pfoertner.fleet.v1.FleetService.ListSessions:output_type -> pfoertner.fleet.v1.ListSessionsResponse
-	11, // 61: pfoertner.fleet.v1.FleetService.ListEvents:output_type -> pfoertner.fleet.v1.ListEventsResponse
-	14, // 62: pfoertner.fleet.v1.InventoryService.Import:output_type -> pfoertner.fleet.v1.ImportResponse
-	19, // 63: pfoertner.fleet.v1.InventoryService.Bind:output_type -> pfoertner.fleet.v1.BindResponse
-	21, // 64: pfoertner.fleet.v1.InventoryService.CreateToken:output_type -> pfoertner.fleet.v1.CreateTokenResponse
-	23, // 65: pfoertner.fleet.v1.InventoryService.SetState:output_type -> pfoertner.fleet.v1.SetStateResponse
-	25, // 66: pfoertner.fleet.v1.PolicyService.Check:output_type -> pfoertner.fleet.v1.CheckResponse
-	28, // 67: pfoertner.fleet.v1.PolicyService.Apply:output_type -> pfoertner.fleet.v1.ApplyResponse
-	30, // 68: pfoertner.fleet.v1.PolicyService.Show:output_type -> pfoertner.fleet.v1.ShowResponse
-	32, // 69: pfoertner.fleet.v1.PolicyService.History:output_type -> pfoertner.fleet.v1.HistoryResponse
-	35, // 70: pfoertner.fleet.v1.ReferenceService.ImportReferences:output_type -> pfoertner.fleet.v1.ImportReferencesResponse
-	37, // 71: pfoertner.fleet.v1.ReferenceService.ShowReferences:output_type -> pfoertner.fleet.v1.ShowReferencesResponse
-	40, // 72: pfoertner.fleet.v1.ReferenceService.ListReferences:output_type -> pfoertner.fleet.v1.ListReferencesResponse
-	43, // 73: pfoertner.fleet.v1.AuditService.Verify:output_type -> pfoertner.fleet.v1.VerifyResponse
-	57, // [57:74] is the sub-list for method output_type
-	40, // [40:57] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	49, // 0: pfoertner.fleet.v1.ListDevicesResponse.devices:type_name -> pfoertner.fleet.v1.Device
+	49, // 1: pfoertner.fleet.v1.GetDeviceResponse.device:type_name -> pfoertner.fleet.v1.Device
+	7,  // 2: pfoertner.fleet.v1.ExplainResponse.explanations:type_name -> pfoertner.fleet.v1.Explanation
+	49, // 3: pfoertner.fleet.v1.Explanation.device:type_name -> pfoertner.fleet.v1.Device
+	50, // 4: pfoertner.fleet.v1.Explanation.result:type_name -> pfoertner.posture.v1.Result
+	51, // 5: pfoertner.fleet.v1.Explanation.verdict:type_name -> pfoertner.posture.v1.Verdict
+	52, // 6: pfoertner.fleet.v1.Explanation.reason:type_name -> pfoertner.posture.v1.LocalText
+	10, // 7: pfoertner.fleet.v1.Explanation.sessions:type_name -> pfoertner.fleet.v1.Session
+	53, // 8: pfoertner.fleet.v1.Explanation.refused_at:type_name -> google.protobuf.Timestamp
+	10, // 9: pfoertner.fleet.v1.ListSessionsResponse.sessions:type_name -> pfoertner.fleet.v1.Session
+	51, // 10: pfoertner.fleet.v1.Session.verdict:type_name -> pfoertner.posture.v1.Verdict
+	53, // 11: pfoertner.fleet.v1.Session.since:type_name -> google.protobuf.Timestamp
+	53, // 12: pfoertner.fleet.v1.Session.lease_ends_at:type_name -> google.protobuf.Timestamp
+	0,  // 13: pfoertner.fleet.v1.Session.tunnel_proof:type_name -> pfoertner.fleet.v1.TunnelProofState
+	53, // 14: pfoertner.fleet.v1.Session.tunnel_proof_due_at:type_name -> google.protobuf.Timestamp
+	49, // 15: pfoertner.fleet.v1.CollectResponse.device:type_name -> pfoertner.fleet.v1.Device
+	53, // 16: pfoertner.fleet.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	15, // 17: pfoertner.fleet.v1.ListEventsResponse.events:type_name -> pfoertner.fleet.v1.Event
+	53, // 18: pfoertner.fleet.v1.Event.at:type_name -> google.protobuf.Timestamp
+	48, // 19: pfoertner.fleet.v1.Event.details:type_name -> pfoertner.fleet.v1.Event.DetailsEntry
+	18, // 20: pfoertner.fleet.v1.ImportResponse.changes:type_name -> pfoertner.fleet.v1.AssetChange
+	20, // 21: pfoertner.fleet.v1.ImportResponse.errors:type_name -> pfoertner.fleet.v1.LineError
+	19, // 22: pfoertner.fleet.v1.AssetChange.fields:type_name -> pfoertner.fleet.v1.FieldChange
+	54, // 23: pfoertner.fleet.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	53, // 24: pfoertner.fleet.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	55, // 25: pfoertner.fleet.v1.SetStateRequest.state:type_name -> pfoertner.fleet.v1.AssetState
+	49, // 26: pfoertner.fleet.v1.SetStateResponse.device:type_name -> pfoertner.fleet.v1.Device
+	29, // 27: pfoertner.fleet.v1.CheckResponse.errors:type_name -> pfoertner.fleet.v1.PolicyError
+	29, // 28: pfoertner.fleet.v1.ApplyResponse.errors:type_name -> pfoertner.fleet.v1.PolicyError
+	36, // 29: pfoertner.fleet.v1.ShowResponse.policy:type_name -> pfoertner.fleet.v1.PolicyVersion
+	36, // 30: pfoertner.fleet.v1.HistoryResponse.versions:type_name -> pfoertner.fleet.v1.PolicyVersion
+	53, // 31: pfoertner.fleet.v1.PolicyVersion.applied_at:type_name -> google.protobuf.Timestamp
+	44, // 32: pfoertner.fleet.v1.ImportReferencesResponse.imported:type_name -> pfoertner.fleet.v1.ReferenceVersion
+	29, // 33: pfoertner.fleet.v1.ImportReferencesResponse.errors:type_name -> pfoertner.fleet.v1.PolicyError
+	44, // 34: pfoertner.fleet.v1.ShowReferencesResponse.version:type_name -> pfoertner.fleet.v1.ReferenceVersion
+	41, // 35: pfoertner.fleet.v1.ShowReferencesResponse.in_force:type_name -> pfoertner.fleet.v1.ReferencesInForce
+	53, // 36: pfoertner.fleet.v1.ReferencesInForce.windows_as_of:type_name -> google.protobuf.Timestamp
+	53, // 37: pfoertner.fleet.v1.ReferencesInForce.windows_usable_until:type_name -> google.protobuf.Timestamp
+	44, // 38: pfoertner.fleet.v1.ListReferencesResponse.versions:type_name -> pfoertner.fleet.v1.ReferenceVersion
+	53, // 39: pfoertner.fleet.v1.ReferenceVersion.imported_at:type_name -> google.protobuf.Timestamp
+	53, // 40: pfoertner.fleet.v1.ReferenceVersion.issued_at:type_name -> google.protobuf.Timestamp
+	53, // 41: pfoertner.fleet.v1.ReferenceVersion.windows_as_of:type_name -> google.protobuf.Timestamp
+	47, // 42: pfoertner.fleet.v1.VerifyResponse.faults:type_name -> pfoertner.fleet.v1.AuditFault
+	1,  // 43: pfoertner.fleet.v1.FleetService.ListDevices:input_type -> pfoertner.fleet.v1.ListDevicesRequest
+	3,  // 44: pfoertner.fleet.v1.FleetService.GetDevice:input_type -> pfoertner.fleet.v1.GetDeviceRequest
+	5,  // 45: pfoertner.fleet.v1.FleetService.Explain:input_type -> pfoertner.fleet.v1.ExplainRequest
+	8,  // 46: pfoertner.fleet.v1.FleetService.ListSessions:input_type -> pfoertner.fleet.v1.ListSessionsRequest
+	13, // 47: pfoertner.fleet.v1.FleetService.ListEvents:input_type -> pfoertner.fleet.v1.ListEventsRequest
+	11, // 48: pfoertner.fleet.v1.FleetService.Collect:input_type -> pfoertner.fleet.v1.CollectRequest
+	16, // 49: pfoertner.fleet.v1.InventoryService.Import:input_type -> pfoertner.fleet.v1.ImportRequest
+	21, // 50: pfoertner.fleet.v1.InventoryService.Bind:input_type -> pfoertner.fleet.v1.BindRequest
+	23, // 51: pfoertner.fleet.v1.InventoryService.CreateToken:input_type -> pfoertner.fleet.v1.CreateTokenRequest
+	25, // 52: pfoertner.fleet.v1.InventoryService.SetState:input_type -> pfoertner.fleet.v1.SetStateRequest
+	27, // 53: pfoertner.fleet.v1.PolicyService.Check:input_type -> pfoertner.fleet.v1.CheckRequest
+	30, // 54: pfoertner.fleet.v1.PolicyService.Apply:input_type -> pfoertner.fleet.v1.ApplyRequest
+	32, // 55: pfoertner.fleet.v1.PolicyService.Show:input_type -> pfoertner.fleet.v1.ShowRequest
+	34, // 56: pfoertner.fleet.v1.PolicyService.History:input_type -> pfoertner.fleet.v1.HistoryRequest
+	37, // 57: pfoertner.fleet.v1.ReferenceService.ImportReferences:input_type -> pfoertner.fleet.v1.ImportReferencesRequest
+	39, // 58: pfoertner.fleet.v1.ReferenceService.ShowReferences:input_type -> pfoertner.fleet.v1.ShowReferencesRequest
+	42, // 59: pfoertner.fleet.v1.ReferenceService.ListReferences:input_type -> pfoertner.fleet.v1.ListReferencesRequest
+	45, // 60: pfoertner.fleet.v1.AuditService.Verify:input_type -> pfoertner.fleet.v1.VerifyRequest
+	2,  // 61: pfoertner.fleet.v1.FleetService.ListDevices:output_type -> pfoertner.fleet.v1.ListDevicesResponse
+	4,  // 62: pfoertner.fleet.v1.FleetService.GetDevice:output_type -> pfoertner.fleet.v1.GetDeviceResponse
+	6,  // 63: pfoertner.fleet.v1.FleetService.Explain:output_type -> pfoertner.fleet.v1.ExplainResponse
+	9,  // 64: pfoertner.fleet.v1.FleetService.ListSessions:output_type -> pfoertner.fleet.v1.ListSessionsResponse
+	14, // 65: pfoertner.fleet.v1.FleetService.ListEvents:output_type -> pfoertner.fleet.v1.ListEventsResponse
+	12, // 66: pfoertner.fleet.v1.FleetService.Collect:output_type -> pfoertner.fleet.v1.CollectResponse
+	17, // 67: pfoertner.fleet.v1.InventoryService.Import:output_type -> pfoertner.fleet.v1.ImportResponse
+	22, // 68: pfoertner.fleet.v1.InventoryService.Bind:output_type -> pfoertner.fleet.v1.BindResponse
+	24, // 69: pfoertner.fleet.v1.InventoryService.CreateToken:output_type -> pfoertner.fleet.v1.CreateTokenResponse
+	26, // 70: pfoertner.fleet.v1.InventoryService.SetState:output_type -> pfoertner.fleet.v1.SetStateResponse
+	28, // 71: pfoertner.fleet.v1.PolicyService.Check:output_type -> pfoertner.fleet.v1.CheckResponse
+	31, // 72: pfoertner.fleet.v1.PolicyService.Apply:output_type -> pfoertner.fleet.v1.ApplyResponse
+	33, // 73: pfoertner.fleet.v1.PolicyService.Show:output_type -> pfoertner.fleet.v1.ShowResponse
+	35, // 74: pfoertner.fleet.v1.PolicyService.History:output_type -> pfoertner.fleet.v1.HistoryResponse
+	38, // 75: pfoertner.fleet.v1.ReferenceService.ImportReferences:output_type -> pfoertner.fleet.v1.ImportReferencesResponse
+	40, // 76: pfoertner.fleet.v1.ReferenceService.ShowReferences:output_type -> pfoertner.fleet.v1.ShowReferencesResponse
+	43, // 77: pfoertner.fleet.v1.ReferenceService.ListReferences:output_type -> pfoertner.fleet.v1.ListReferencesResponse
+	46, // 78: pfoertner.fleet.v1.AuditService.Verify:output_type -> pfoertner.fleet.v1.VerifyResponse
+	61, // [61:79] is the sub-list for method output_type
+	43, // [43:61] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_pfoertner_fleet_v1_fleet_proto_init() }
@@ -3286,13 +3482,14 @@ func file_pfoertner_fleet_v1_fleet_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pfoertner_fleet_v1_fleet_proto_rawDesc), len(file_pfoertner_fleet_v1_fleet_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   46,
+			NumEnums:      1,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   5,
 		},
 		GoTypes:           file_pfoertner_fleet_v1_fleet_proto_goTypes,
 		DependencyIndexes: file_pfoertner_fleet_v1_fleet_proto_depIdxs,
+		EnumInfos:         file_pfoertner_fleet_v1_fleet_proto_enumTypes,
 		MessageInfos:      file_pfoertner_fleet_v1_fleet_proto_msgTypes,
 	}.Build()
 	File_pfoertner_fleet_v1_fleet_proto = out.File

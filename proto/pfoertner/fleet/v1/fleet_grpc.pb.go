@@ -24,6 +24,7 @@ const (
 	FleetService_Explain_FullMethodName      = "/pfoertner.fleet.v1.FleetService/Explain"
 	FleetService_ListSessions_FullMethodName = "/pfoertner.fleet.v1.FleetService/ListSessions"
 	FleetService_ListEvents_FullMethodName   = "/pfoertner.fleet.v1.FleetService/ListEvents"
+	FleetService_Collect_FullMethodName      = "/pfoertner.fleet.v1.FleetService/Collect"
 )
 
 // FleetServiceClient is the client API for FleetService service.
@@ -38,6 +39,9 @@ type FleetServiceClient interface {
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
 	ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error)
 	ListEvents(ctx context.Context, in *ListEventsRequest, opts ...grpc.CallOption) (*ListEventsResponse, error)
+	// Collect asks a notebook to read and report now, with a quote of its TPM if
+	// wanted, and waits for that.
+	Collect(ctx context.Context, in *CollectRequest, opts ...grpc.CallOption) (*CollectResponse, error)
 }
 
 type fleetServiceClient struct {
@@ -98,6 +102,16 @@ func (c *fleetServiceClient) ListEvents(ctx context.Context, in *ListEventsReque
 	return out, nil
 }
 
+func (c *fleetServiceClient) Collect(ctx context.Context, in *CollectRequest, opts ...grpc.CallOption) (*CollectResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CollectResponse)
+	err := c.cc.Invoke(ctx, FleetService_Collect_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // FleetServiceServer is the server API for FleetService service.
 // All implementations must embed UnimplementedFleetServiceServer
 // for forward compatibility.
@@ -110,6 +124,9 @@ type FleetServiceServer interface {
 	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
 	ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error)
 	ListEvents(context.Context, *ListEventsRequest) (*ListEventsResponse, error)
+	// Collect asks a notebook to read and report now, with a quote of its TPM if
+	// wanted, and waits for that.
+	Collect(context.Context, *CollectRequest) (*CollectResponse, error)
 	mustEmbedUnimplementedFleetServiceServer()
 }
 
@@ -134,6 +151,9 @@ func (UnimplementedFleetServiceServer) ListSessions(context.Context, *ListSessio
 }
 func (UnimplementedFleetServiceServer) ListEvents(context.Context, *ListEventsRequest) (*ListEventsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListEvents not implemented")
+}
+func (UnimplementedFleetServiceServer) Collect(context.Context, *CollectRequest) (*CollectResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Collect not implemented")
 }
 func (UnimplementedFleetServiceServer) mustEmbedUnimplementedFleetServiceServer() {}
 func (UnimplementedFleetServiceServer) testEmbeddedByValue()                      {}
@@ -246,6 +266,24 @@ func _FleetService_ListEvents_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FleetService_Collect_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CollectRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).Collect(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_Collect_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).Collect(ctx, req.(*CollectRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // FleetService_ServiceDesc is the grpc.ServiceDesc for FleetService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -273,6 +311,10 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "ListEvents",
 			Handler:    _FleetService_ListEvents_Handler,
 		},
+		{
+			MethodName: "Collect",
+			Handler:    _FleetService_Collect_Handler,
+		},
 	},
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "pfoertner/fleet/v1/fleet.proto",
@@ -296,7 +338,8 @@ type InventoryServiceClient interface {
 	// Bind a VPN client certificate to an asset, or remove it.
 	Bind(ctx context.Context, in *BindRequest, opts ...grpc.CallOption) (*BindResponse, error)
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
-	// SetState suspends, resumes or retires.
+	// SetState suspends, resumes or retires, as far as one person may. Kept for
+	// older programs: OrderService does all of it.
 	SetState(ctx context.Context, in *SetStateRequest, opts ...grpc.CallOption) (*SetStateResponse, error)
 }
 
@@ -359,7 +402,8 @@ type InventoryServiceServer interface {
 	// Bind a VPN client certificate to an asset, or remove it.
 	Bind(context.Context, *BindRequest) (*BindResponse, error)
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
-	// SetState suspends, resumes or retires.
+	// SetState suspends, resumes or retires, as far as one person may. Kept for
+	// older programs: OrderService does all of it.
 	SetState(context.Context, *SetStateRequest) (*SetStateResponse, error)
 	mustEmbedUnimplementedInventoryServiceServer()
 }
