@@ -155,6 +155,9 @@ type Asset struct {
 	// SHA-256 of VPN client certificates that are bound to this asset.
 	VpnCertificatesSha256 [][]byte   `protobuf:"bytes,8,rep,name=vpn_certificates_sha256,json=vpnCertificatesSha256,proto3" json:"vpn_certificates_sha256,omitempty"`
 	State                 AssetState `protobuf:"varint,9,opt,name=state,proto3,enum=pfoertner.fleet.v1.AssetState" json:"state,omitempty"`
+	// Those of the endorsement keys below that two persons have approved: they
+	// need nobody else to vouch for their TPM.
+	ApprovedEndorsementKeysSha256 [][]byte `protobuf:"bytes,10,rep,name=approved_endorsement_keys_sha256,json=approvedEndorsementKeysSha256,proto3" json:"approved_endorsement_keys_sha256,omitempty"`
 	// SHA-256 of the TPM's endorsement keys (SubjectPublicKeyInfo, RSA as
 	// rsaEncryption): from the delivery list, or approved by two persons. A key
 	// belongs to one asset at most, also after that is retired.
@@ -262,6 +265,13 @@ func (x *Asset) GetState() AssetState {
 		return x.State
 	}
 	return AssetState_ASSET_STATE_UNSPECIFIED
+}
+
+func (x *Asset) GetApprovedEndorsementKeysSha256() [][]byte {
+	if x != nil {
+		return x.ApprovedEndorsementKeysSha256
+	}
+	return nil
 }
 
 func (x *Asset) GetEndorsementKeysSha256() [][]byte {
@@ -879,7 +889,7 @@ var File_pfoertner_fleet_v1_device_proto protoreflect.FileDescriptor
 
 const file_pfoertner_fleet_v1_device_proto_rawDesc = "" +
 	"\n" +
-	"\x1fpfoertner/fleet/v1/device.proto\x12\x12pfoertner.fleet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&pfoertner/posture/v1/attestation.proto\x1a#pfoertner/posture/v1/evidence.proto\x1a!pfoertner/posture/v1/result.proto\"\xcc\x04\n" +
+	"\x1fpfoertner/fleet/v1/device.proto\x12\x12pfoertner.fleet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&pfoertner/posture/v1/attestation.proto\x1a#pfoertner/posture/v1/evidence.proto\x1a!pfoertner/posture/v1/result.proto\"\x95\x05\n" +
 	"\x05Asset\x12!\n" +
 	"\fasset_number\x18\x01 \x01(\tR\vassetNumber\x12\x16\n" +
 	"\x06vendor\x18\x02 \x01(\tR\x06vendor\x12\x14\n" +
@@ -889,7 +899,9 @@ const file_pfoertner_fleet_v1_device_proto_rawDesc = "" +
 	"\x06groups\x18\x06 \x03(\tR\x06groups\x12H\n" +
 	"\x0ekey_protection\x18\a \x01(\x0e2!.pfoertner.fleet.v1.KeyProtectionR\rkeyProtection\x126\n" +
 	"\x17vpn_certificates_sha256\x18\b \x03(\fR\x15vpnCertificatesSha256\x124\n" +
-	"\x05state\x18\t \x01(\x0e2\x1e.pfoertner.fleet.v1.AssetStateR\x05state\x126\n" +
+	"\x05state\x18\t \x01(\x0e2\x1e.pfoertner.fleet.v1.AssetStateR\x05state\x12G\n" +
+	" approved_endorsement_keys_sha256\x18\n" +
+	" \x03(\fR\x1dapprovedEndorsementKeysSha256\x126\n" +
 	"\x17endorsement_keys_sha256\x18\v \x03(\fR\x15endorsementKeysSha256\x12L\n" +
 	"\fsoftware_key\x18\f \x01(\v2).pfoertner.fleet.v1.SoftwareKeyPermissionR\vsoftwareKey\x12?\n" +
 	"\rreimage_until\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\freimageUntil\x12/\n" +
