@@ -13,6 +13,8 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/time/rate"
+
+	"pfoertner/collector/authority"
 )
 
 // defaultConfig documents every key and holds its default.
@@ -33,7 +35,17 @@ type Config struct {
 	ReportsPerSecond    float64       `yaml:"reports_per_second"`
 	EnrolmentsPerMinute int           `yaml:"enrolments_per_minute"`
 	KeepHistory         time.Duration `yaml:"keep_history"`
-	Log                 struct {
+	SoftwareLifetime    time.Duration `yaml:"software_lifetime"`
+	TPM                 struct {
+		VirtualRoots []string `yaml:"virtual_roots"`
+	} `yaml:"tpm"`
+	VPNCertificates struct {
+		Enabled     bool          `yaml:"enabled"`
+		Lifetime    time.Duration `yaml:"lifetime"`
+		DNSSuffix   string        `yaml:"dns_suffix"`
+		ExtraUsages []string      `yaml:"extra_usages"`
+	} `yaml:"vpn_certificates"`
+	Log struct {
 		Level  slog.Level `yaml:"level"`
 		Format string     `yaml:"format"`
 	} `yaml:"log"`
@@ -84,6 +96,10 @@ func (c Config) check() error {
 		return errors.New("enrolments_per_minute: must be at least 1")
 	case c.KeepHistory < 24*time.Hour:
 		return fmt.Errorf("keep_history: %s is less than a day", c.KeepHistory)
+	case c.SoftwareLifetime < time.Hour || c.SoftwareLifetime > authority.DeviceLifetime:
+		return fmt.Errorf("software_lifetime: %s is outside 1h to %s", c.SoftwareLifetime, authority.DeviceLifetime)
+	case c.VPNCertificates.Lifetime < 24*time.Hour || c.VPNCertificates.Lifetime > 366*24*time.Hour:
+		return fmt.Errorf("vpn_certificates.lifetime: %s is outside a day to a year", c.VPNCertificates.Lifetime)
 	case c.Log.Format != "text" && c.Log.Format != "json":
 		return fmt.Errorf("log.format: %q is neither text nor json", c.Log.Format)
 	case c.Listen.Agents == "" || c.Listen.Gates == "" || c.Listen.Operators == "":

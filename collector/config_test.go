@@ -30,14 +30,16 @@ func TestConfigFileOverridesOnlyWhatItNames(t *testing.T) {
 
 func TestConfigRefusesWhatItDoesNotUnderstand(t *testing.T) {
 	for name, c := range map[string]struct{ yaml, says string }{
-		"unknown key":     {"leese: 5s\n", "leese"},
-		"wrong type":      {"lease: soon\n", "soon"},
-		"impossible":      {"lease: 0s\n", "outside"},
-		"not YAML":        {"\t:", "yaml"},
-		"no listener":     {"listen: {agents: \"\"}\n", "listen"},
-		"no log format":   {"log: {format: xml}\n", "xml"},
-		"unknown level":   {"log: {level: loud}\n", "loud"},
-		"history a blink": {"keep_history: 1s\n", "keep_history"},
+		"unknown key":                       {"leese: 5s\n", "leese"},
+		"wrong type":                        {"lease: soon\n", "soon"},
+		"impossible":                        {"lease: 0s\n", "outside"},
+		"not YAML":                          {"\t:", "yaml"},
+		"no listener":                       {"listen: {agents: \"\"}\n", "listen"},
+		"no log format":                     {"log: {format: xml}\n", "xml"},
+		"unknown level":                     {"log: {level: loud}\n", "loud"},
+		"history a blink":                   {"keep_history: 1s\n", "keep_history"},
+		"a software key as good as a TPM's": {"software_lifetime: 720h\n", "software_lifetime"},
+		"VPN certificates for ever":         {"vpn_certificates: {lifetime: 87600h}\n", "vpn_certificates"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := loadConfig(configFile(t, c.yaml))
