@@ -99,7 +99,8 @@ func newBench(b *testing.B, idle time.Duration) *bench {
 		b.Fatalf("the shipped policy has another freshness:\n%s", shipped)
 	}
 	h.Operator(b, "policy", "apply", h.write(b, "policy.yaml", policy))
-	h.Operator(b, "inventory", "import", h.write(b, "inventory.csv", "asset_number;unit;key_protection\n"+asset+";inneres/it;software\n"))
+	h.Operator(b, "inventory", "import", h.write(b, "inventory.csv", "asset_number;unit\n"+asset+";inneres/it\n"))
+	h.AllowSoftwareKey(b, asset)
 	h.write(b, "token", h.Operator(b, "token", asset))
 	return h
 }

@@ -41,7 +41,8 @@ func newOnlineAgent(t *testing.T, agent string) *site {
 	s := newNetwork(t)
 	s.initCollector(t, setting{})
 	s.startCollector(t)
-	s.operator(t, "inventory", "import", s.write(t, "inventory.csv", "asset_number;unit;key_protection\n"+asset+";inneres/it;software\n"))
+	s.operator(t, "inventory", "import", s.write(t, "inventory.csv", "asset_number;unit\n"+asset+";inneres/it\n"))
+	s.allowSoftwareKey(t, asset)
 	s.write(t, "token", s.token(t, asset))
 	s.agent = e2e.Start(t, "agent", s.notebook.Command(context.Background(), agent, "run",
 		"--collector", collectorOutside+":7601", "--ca-file", s.path("operator", "server-ca.crt"), "--token-file", s.path("token"),

@@ -30,27 +30,28 @@ type Collector struct {
 	// CAFile holds its CA.
 	CAFile string
 
-	program, config, operators, health, operator string
-	running                                      *Program
+	program, config, operators, health, operator, second string
+	running                                              *Program
 }
 
-// StartCollector makes a collector from program, with all its keys in dir, and
-// waits until it is ready.
-func StartCollector(t testing.TB, program, dir string) *Collector {
+// StartCollector makes a collector from program, with all its keys in dir and
+// lines added to its configuration, and waits until it is ready.
+func StartCollector(t testing.TB, program, dir string, lines ...string) *Collector {
 	t.Helper()
 	c := &Collector{
 		Agents: Free(t), operators: Free(t), health: Free(t), program: program,
-		config: filepath.Join(dir, "collector.yaml"), operator: filepath.Join(dir, "operator"),
+		config: filepath.Join(dir, "collector.yaml"), operator: filepath.Join(dir, "operator"), second: filepath.Join(dir, "second"),
 	}
 	c.CAFile = filepath.Join(c.operator, "server-ca.crt")
 	text := fmt.Sprintf("state: %q\nlisten: {agents: %q, gates: %q, operators: %q, health: %q}\n",
-		filepath.Join(dir, "collector"), c.Agents, Free(t), c.operators, c.health)
+		filepath.Join(dir, "collector"), c.Agents, Free(t), c.operators, c.health) + strings.Join(lines, "\n")
 	if err := os.WriteFile(c.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	said := c.run(t, "init", "--config", c.config, "--operator-out", c.operator, "--name", "localhost,127.0.0.1,10.0.2.2")
 	_, rest, _ := strings.Cut(said, "CA fingerprint:")
 	c.Fingerprint, _, _ = strings.Cut(strings.TrimSpace(rest), "\n")
+	c.run(t, "bundle", "operator", "second", "--config", c.config, "--out", c.second)
 	c.Start(t)
 	return c
 }
@@ -82,6 +83,33 @@ func (c *Collector) Output() string { return c.running.Output() }
 func (c *Collector) Operator(t testing.TB, args ...string) string {
 	t.Helper()
 	return c.run(t, append([]string{"--collector", c.operators, "--operator", c.operator}, args...)...)
+}
+
+// SecondOperator runs a command as another operator.
+func (c *Collector) SecondOperator(t testing.TB, args ...string) string {
+	t.Helper()
+	return c.run(t, append([]string{"--collector", c.operators, "--operator", c.second}, args...)...)
+}
+
+// Both gives an order that takes two operators. It returns what the second one
+// reads.
+func (c *Collector) Both(t testing.TB, args ...string) string {
+	t.Helper()
+	c.Operator(t, args...)
+	return c.SecondOperator(t, args...)
+}
+
+// AllowSoftwareKey lets two operators allow an asset a key outside a TPM.
+func (c *Collector) AllowSoftwareKey(t testing.TB, asset string) {
+	t.Helper()
+	c.Both(t, SoftwareKeyOrder(asset)...)
+}
+
+// SoftwareKeyOrder is the order that allows an asset a key outside a TPM for a
+// month.
+func SoftwareKeyOrder(asset string) []string {
+	until := time.Now().AddDate(0, 1, 0).Format(time.DateOnly)
+	return []string{"software-key", "allow", asset, "--until", until, "--reason", "test machine without a TPM"}
 }
 
 func (c *Collector) run(t testing.TB, args ...string) string {

@@ -41,12 +41,12 @@ type member struct {
 // its own.
 func (s *site) enrolFleet(t testing.TB, size int) []*member {
 	t.Helper()
-	csv := "asset_number;unit;key_protection\n"
+	csv := "asset_number;unit\n"
 	base := s.collected(t)
 	fleet := make([]*member, size)
 	for i := range fleet {
 		fleet[i] = &member{asset: fmt.Sprintf("NB-%04d", i), base: base}
-		csv += fleet[i].asset + ";inneres/it;software\n"
+		csv += fleet[i].asset + ";inneres/it\n"
 	}
 	s.operator(t, "inventory", "import", s.write(t, "fleet.csv", csv))
 	servers, err := mtls.Pool(s.path("operator", "server-ca.crt"))
@@ -55,6 +55,7 @@ func (s *site) enrolFleet(t testing.TB, size int) []*member {
 	}
 	stranger := s.dialAgents(t, mtls.ClientOptions{Servers: servers})
 	for _, m := range fleet {
+		s.allowSoftwareKey(t, m.asset)
 		m.conn = s.dialAgents(t, mtls.ClientOptions{Servers: servers, Certificate: s.enrol(t, stranger, m.asset)})
 	}
 	return fleet

@@ -29,8 +29,9 @@ const (
 func (s *site) register(t testing.TB) {
 	t.Helper()
 	s.device = s.vpn.Authority.Issue(t, e2e.Subject{CommonName: asset, Client: true})
-	csv := fmt.Sprintf("asset_number;unit;key_protection;vpn_certificate_sha256\n%s;inneres/it;software;%x\n", asset, s.device.Fingerprint())
+	csv := fmt.Sprintf("asset_number;unit;vpn_certificate_sha256\n%s;inneres/it;%x\n", asset, s.device.Fingerprint())
 	s.operator(t, "inventory", "import", s.write(t, "inventory.csv", csv))
+	s.allowSoftwareKey(t, asset)
 	s.prepare(t)
 }
 
@@ -39,6 +40,15 @@ func (s *site) prepare(t testing.TB) {
 	t.Helper()
 	s.tree = s.path("notebook")
 	s.change(t, "compliant")
+}
+
+// allowSoftwareKey lets two operators allow an asset a key outside a TPM: the
+// notebook of this network has none.
+func (s *site) allowSoftwareKey(t testing.TB, asset string) {
+	t.Helper()
+	order := e2e.SoftwareKeyOrder(asset)
+	s.operator(t, order...)
+	s.secondOperator(t, order...)
 }
 
 // token makes a one-time token for an asset.

@@ -38,10 +38,10 @@ func newOffice(t *testing.T, assets ...string) (*office, []*worker) {
 	buildPrograms(t)
 	o := &office{dir: t.TempDir()}
 	o.Collector = e2e.StartCollector(t, filepath.Join(programs, "pfoertner-collector"), o.dir)
-	inventory := "asset_number;unit;key_protection\n"
+	inventory := "asset_number;unit\n"
 	workers := make([]*worker, len(assets))
 	for i, asset := range assets {
-		inventory += asset + ";inneres/it;software\n"
+		inventory += asset + ";inneres/it\n"
 		workers[i] = &worker{office: o, asset: asset}
 	}
 	path := filepath.Join(o.dir, "inventory.csv")
@@ -50,6 +50,7 @@ func newOffice(t *testing.T, assets ...string) (*office, []*worker) {
 	}
 	o.Operator(t, "inventory", "import", path)
 	for _, w := range workers {
+		o.AllowSoftwareKey(t, w.asset)
 		w.start(t, o.Operator(t, "token", w.asset))
 		w.awaitReport(t, time.Time{})
 	}

@@ -204,6 +204,12 @@ func (s *site) operator(t testing.TB, args ...string) string {
 	return s.run(t, s.inside, "pfoertner-collector", append([]string{"--operator", s.path("operator"), "--lang", "de"}, args...)...)
 }
 
+// secondOperator runs it as another one.
+func (s *site) secondOperator(t testing.TB, args ...string) string {
+	t.Helper()
+	return s.run(t, s.inside, "pfoertner-collector", append([]string{"--operator", s.path("second"), "--lang", "de"}, args...)...)
+}
+
 func (s *site) initCollector(t testing.TB, o setting) {
 	t.Helper()
 	config := fmt.Sprintf("state: %q\nlisten: {agents: ':7601', gates: '%s:7602', operators: '127.0.0.1:7603', health: '127.0.0.1:7604'}\nenrolments_per_minute: 1000\n",
@@ -215,6 +221,7 @@ func (s *site) initCollector(t testing.TB, o setting) {
 	s.run(t, s.inside, "pfoertner-collector", "init", "--config", file,
 		"--name", collectorOutside+","+collectorInside+",127.0.0.1", "--operator-out", s.path("operator"))
 	s.run(t, s.inside, "pfoertner-collector", "bundle", "gate", "vpn1", "--config", file, "--out", s.path("gate"))
+	s.run(t, s.inside, "pfoertner-collector", "bundle", "operator", "second", "--config", file, "--out", s.path("second"))
 }
 
 // startCollector starts the collector and waits until it listens.

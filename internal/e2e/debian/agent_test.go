@@ -80,8 +80,9 @@ func newNotebook(t *testing.T) *notebook {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, inventory, "asset_number;unit;key_protection\n"+asset+";inneres/it;software\n")
+	write(t, inventory, "asset_number;unit\n"+asset+";inneres/it\n")
 	c.Operator(t, "inventory", "import", inventory)
+	c.AllowSoftwareKey(t, asset)
 	write(t, token, c.Operator(t, "token", asset))
 	write(t, preseed, fmt.Sprintf("COLLECTOR=10.0.2.2:%s\nCA_FINGERPRINT=%s\nUNIT=inneres/it\n", port, c.Fingerprint))
 	guest := debian.New(t, filepath.Join(dir, deb(older)), filepath.Join(dir, deb(newer)), token, preseed)

@@ -115,10 +115,11 @@ func newDesk(t testing.TB) *desk {
 	buildPackages(t)
 	d := &desk{Machine: m, Collector: e2e.StartCollector(t, program("pfoertner-collector"), t.TempDir())}
 	inventory := filepath.Join(t.TempDir(), "inventory.csv")
-	if err := os.WriteFile(inventory, []byte("asset_number;unit;key_protection\n"+asset+";inneres/it;software\n"), 0o600); err != nil {
+	if err := os.WriteFile(inventory, []byte("asset_number;unit\n"+asset+";inneres/it\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	d.Operator(t, "inventory", "import", inventory)
+	d.AllowSoftwareKey(t, asset)
 	for _, version := range []string{older, newer} {
 		d.Copy(t, program(version+".msi"))
 	}
