@@ -1,7 +1,6 @@
 package attest
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -61,24 +60,6 @@ func (c Clock) Follows(earlier Clock) bool {
 	default:
 		return c.Milliseconds >= earlier.Milliseconds
 	}
-}
-
-// VerifyCertify checks that the TPM of ak certifies key for this question
-// (Qualify). The error is ErrStatement, ErrReplay or ErrOtherKey.
-func VerifyCertify(ak, key *Key, qualifying, message, signature []byte) error {
-	s, err := openStatement(ak, typeCertify, qualifying, message, signature)
-	if err != nil {
-		return err
-	}
-	name := s.attested.sized()
-	s.attested.sized() // the qualified name says nothing more
-	if !s.attested.done() {
-		return fmt.Errorf("%w: malformed certification", ErrStatement)
-	}
-	if !bytes.Equal(name, key.Name) {
-		return ErrOtherKey
-	}
-	return nil
 }
 
 // Quoted is what a quote says.
