@@ -53,14 +53,17 @@ type fleetService struct {
 	reports  Reports
 	desk     Desk
 	presence Presence
-	now      func() time.Time
-	listings *listings
+	// attested is what a device's TPM vouches for now; nil: nobody knows.
+	attested  func(deviceID string) *posturev1.Attestation
+	collector Collector
+	now       func() time.Time
+	listings  *listings
 }
 
 func newFleetService(o Options) *fleetService {
 	return &fleetService{
 		devices: o.Devices, reports: o.Reports, desk: o.Desk, presence: o.Presence,
-		now: o.Now, listings: &listings{},
+		attested: o.Attested, collector: o.Collector, now: o.Now, listings: &listings{},
 	}
 }
 
@@ -105,11 +108,15 @@ func (s *fleetService) look(ctx context.Context, dev *fleetv1.Device) (*fleetv1.
 func (s *fleetService) view(dev *fleetv1.Device, ev *posturev1.Evidence, res *posturev1.Result) *fleetv1.Device {
 	v := &fleetv1.Device{
 		Id: dev.GetId(), Asset: dev.GetAsset(), EnrolledAt: dev.GetEnrolledAt(), CertificateExpiresAt: dev.GetCertificateExpiresAt(),
+		Key: dev.GetKey(), Pending: dev.GetPending(), VpnCertificates: dev.GetVpnCertificates(),
 		Evidence: ev, Result: res,
 		AgentVersion: ev.GetPlatform().GetAgentVersion(), LastSeenAt: res.GetCollectedAt(),
 	}
 	if dev.GetId() == "" {
 		return v
+	}
+	if s.attested != nil {
+		v.Attested = s.attested(dev.GetId())
 	}
 	online, seen, version := s.presence.Online(dev.GetId())
 	v.Online = online

@@ -16,6 +16,8 @@ const (
 	maxCSV = 16 << 20
 	// maxPolicy is the largest policy file.
 	maxPolicy = 1 << 20
+	// maxAuthorities is the largest file of TPM authorities: some hundred.
+	maxAuthorities = 4 << 20
 	// maxRequest is the largest request as gRPC takes it.
 	maxRequest = maxCSV + posture.MaxMessageBytes
 	// maxPage is how many devices or events one answer holds at most.
@@ -40,6 +42,11 @@ func checkLimits(m proto.Message) error {
 			return err
 		}
 		m = &fleetv1.ApplyRequest{Comment: req.GetComment()}
+	case *fleetv1.AddAuthoritiesRequest:
+		if err := checkFile("file of certificates", req.GetCertificates(), maxAuthorities); err != nil {
+			return err
+		}
+		m = &fleetv1.AddAuthoritiesRequest{DryRun: req.GetDryRun()}
 	case *fleetv1.ImportReferencesRequest:
 		if err := checkFile("signed file", req.GetSignedFile(), signed.MaxFile); err != nil {
 			return err

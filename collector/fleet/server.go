@@ -1,6 +1,7 @@
 // Package fleet is what operators ask and order over gRPC: devices and why they
-// stand where they stand, sessions, events, inventory, policies, reference
-// values, the audit log.
+// stand where they stand, sessions, events, inventory, orders about one asset,
+// policies, reference values, authorities of TPMs, values of boot registers, the
+// audit log.
 //
 // Rules. NewServer is the only way in: no call reaches a service before its
 // operator is known from the verified certificate and its request is within
@@ -22,6 +23,7 @@ import (
 	"pfoertner/collector/appraisal"
 	"pfoertner/internal/mtls"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
 // Options are the rooms that the services speak to. All but Log are needed.
@@ -31,9 +33,16 @@ type Options struct {
 	Desk      Desk
 	Presence  Presence
 	Inventory Inventory
+	Orders    Orders
 	Policies  Policies
 	Verifier  Verifier
 	Audit     AuditLog
+	// Attested is what a device's TPM vouches for now.
+	Attested func(deviceID string) *posturev1.Attestation
+	// Collector asks notebooks to report now.
+	Collector      Collector
+	Authorities    Authorities
+	BootReferences BootReferences
 	// References keeps signed files, Shipped are the reference values that stand
 	// below what is imported.
 	References References
@@ -49,7 +58,7 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// NewServer returns a gRPC server with the operators' five services. options
+// NewServer returns a gRPC server with the operators' services. options
 // must contain credentials that verify operators' certificates
 // (mtls.ServerConfig with RoleOperator): without, every call is refused. What an
 // operator has ordered goes on when he hangs up, until life ends.
@@ -65,6 +74,9 @@ func NewServer(life context.Context, o Options, options ...grpc.ServerOption) *g
 	}, options...)...)
 	fleetv1.RegisterFleetServiceServer(server, newFleetService(o))
 	fleetv1.RegisterInventoryServiceServer(server, &inventoryService{inventory: o.Inventory})
+	fleetv1.RegisterOrderServiceServer(server, &orderService{orders: o.Orders})
+	fleetv1.RegisterEndorsementServiceServer(server, &endorsementService{authorities: o.Authorities})
+	fleetv1.RegisterBootReferenceServiceServer(server, &bootReferenceService{references: o.BootReferences})
 	fleetv1.RegisterPolicyServiceServer(server, &policyService{life: life, policies: o.Policies, verifier: o.Verifier, now: o.Now})
 	fleetv1.RegisterReferenceServiceServer(server, newReferenceService(life, o))
 	fleetv1.RegisterAuditServiceServer(server, &auditService{log: o.Audit})
