@@ -1215,7 +1215,7 @@ type RenewalRequest struct {
 	// Public area of the key in the TPM; empty for a software key.
 	TlsKeyPublic []byte `protobuf:"bytes,2,opt,name=tls_key_public,json=tlsKeyPublic,proto3" json:"tls_key_public,omitempty"`
 	// Public area of a new attestation key, which replaces the one before; empty:
-	// that one stays.
+	// that one stays. That one stays good until the new one has signed something.
 	AkPublic      []byte `protobuf:"bytes,3,opt,name=ak_public,json=akPublic,proto3" json:"ak_public,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1340,7 +1340,8 @@ type RenewalProof struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Signature []byte                 `protobuf:"bytes,1,opt,name=signature,proto3" json:"signature,omitempty"`
 	// The attestation key certifies the TLS key for
-	// SHA-256("certify-v1" ‖ 0 ‖ nonce ‖ exporter); empty for a software key.
+	// SHA-256("certify-v1" ‖ 0 ‖ nonce ‖ exporter): that of before, also when a
+	// new one is asked for. Empty for a software key.
 	Certify          []byte `protobuf:"bytes,2,opt,name=certify,proto3" json:"certify,omitempty"`
 	CertifySignature []byte `protobuf:"bytes,3,opt,name=certify_signature,json=certifySignature,proto3" json:"certify_signature,omitempty"`
 	// HMAC-SHA-256(secret, "enrol-v1" ‖ SHA-256(csr) ‖ exporter), where the secret
