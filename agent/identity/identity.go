@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"pfoertner/internal/attest"
+	"pfoertner/internal/attest/chip"
 )
 
 // Identity is one state of the identity file. It is not changed after loading.
@@ -37,7 +38,16 @@ type Identity struct {
 	// RenewAfter is when the collector wants the certificate renewed; zero:
 	// it did not say.
 	RenewAfter time.Time
+
+	// Of a key in the TPM: its chip, the attestation key beside it, and when
+	// both were made. Nil and zero for a software key.
+	chip              *chip.Chip
+	ak                *chip.Key
+	keySince, akSince time.Time
 }
+
+// InTPM says whether the device key is in a TPM.
+func (id *Identity) InTPM() bool { return id.ak != nil }
 
 // Enrolled says whether there is a certificate, be it expired or not.
 func (id *Identity) Enrolled() bool { return len(id.Chain) > 0 }

@@ -11,11 +11,16 @@ import (
 	"pfoertner/internal/attest"
 )
 
-// Keys makes device keys, and keeps them in the identity file. A TPM is
-// another Keys: what it stores is a blob that only this TPM can load.
+// The kinds of keys, as the identity file names them.
+const (
+	KindSoftware = "software"
+	KindTPM      = "tpm"
+)
+
+// Keys makes device keys, and keeps them in the identity file: TPM or Software.
 type Keys interface {
-	// Kind names the protection: "software". A file with a key of another kind
-	// is refused, so that protection is never lowered unnoticed.
+	// Kind names the protection. A file with a key of another kind is refused,
+	// so that protection is never lowered unnoticed.
 	Kind() string
 	// Generate makes a new key.
 	Generate() (crypto.Signer, error)
@@ -30,7 +35,7 @@ type Keys interface {
 type Software struct{}
 
 // Kind implements Keys.
-func (Software) Kind() string { return "software" }
+func (Software) Kind() string { return KindSoftware }
 
 // Generate implements Keys.
 func (Software) Generate() (crypto.Signer, error) { return attest.NewKey() }

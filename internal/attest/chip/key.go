@@ -47,22 +47,33 @@ func (c *Chip) newKey(what string, template attest.Template) (*Key, error) {
 // that it belongs to this TPM. The error wraps ErrForeign if not, and
 // ErrUnavailable when that cannot be said now.
 func (c *Chip) LoadKey(stored []byte) (*Key, error) {
+	k, err := c.ParseKey(stored)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.Load(); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// ParseKey is LoadKey without asking the TPM: whether the key belongs to it
+// shows when it is used.
+func (c *Chip) ParseKey(stored []byte) (*Key, error) {
 	b, err := parseBlob(stored)
 	if err != nil {
 		return nil, err
 	}
-	k, err := c.open(b)
-	if err != nil {
-		return nil, err
-	}
-	err = c.do("loading key", func(tpm transport.TPM) error {
-		_, err := c.load(tpm, k)
+	return c.open(b)
+}
+
+// Load loads the key to see that it belongs to this TPM, and returns what
+// LoadKey does.
+func (k *Key) Load() error {
+	return k.chip.do("loading key", func(tpm transport.TPM) error {
+		_, err := k.chip.load(tpm, k)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return k, nil
 }
 
 func (c *Chip) open(b *blob) (*Key, error) {
