@@ -345,7 +345,7 @@ func (x *LocalText) GetEn() string {
 
 // Result is the appraisal of one Evidence by one policy (RFC 9334, 4.1:
 // Attestation Result).
-// Next field number: 14.
+// Next field number: 15.
 type Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Verdict       Verdict                `protobuf:"varint,1,opt,name=verdict,proto3,enum=pfoertner.posture.v1.Verdict" json:"verdict,omitempty"`
@@ -371,6 +371,9 @@ type Result struct {
 	// The policy wants no notice on the notebook's screen when access is refused;
 	// `status` says it all the same.
 	WithoutNotice bool `protobuf:"varint,13,opt,name=without_notice,json=withoutNotice,proto3" json:"without_notice,omitempty"`
+	// When the quote was verified whose facts were judged beside the evidence;
+	// absent when there was none that counted.
+	QuotedAt      *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=quoted_at,json=quotedAt,proto3" json:"quoted_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -496,6 +499,13 @@ func (x *Result) GetWithoutNotice() bool {
 	return false
 }
 
+func (x *Result) GetQuotedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.QuotedAt
+	}
+	return nil
+}
+
 // Finding is what one rule says, with everything that explains it.
 // Next field number: 15.
 type Finding struct {
@@ -519,10 +529,10 @@ type Finding struct {
 	// IT-Grundschutz requirement: "SYS.3.1.A13".
 	Reference      string           `protobuf:"bytes,11,opt,name=reference,proto3" json:"reference,omitempty"`
 	Contradictions []*Contradiction `protobuf:"bytes,12,rep,name=contradictions,proto3" json:"contradictions,omitempty"`
-	// How the values read are attested. Everything is self-reported until the
-	// TPM vouches for it.
+	// Who vouches for the values read. Where several do, the weakest of them.
 	Origin Origin `protobuf:"varint,13,opt,name=origin,proto3,enum=pfoertner.posture.v1.Origin" json:"origin,omitempty"`
-	// The section of evidence that could not be read, when outcome is UNKNOWN.
+	// The section of evidence that could not be read, or "attested", when outcome
+	// is UNKNOWN.
 	FailedSection string `protobuf:"bytes,14,opt,name=failed_section,json=failedSection,proto3" json:"failed_section,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -656,7 +666,9 @@ func (x *Finding) GetFailedSection() string {
 	return ""
 }
 
-// Value is one value a rule read: path "evidence.patch.pending_security".
+// Value is one value a rule read. The first word of its path says who vouches
+// for it: "evidence.patch.pending_security" the notebook itself,
+// "attested.secure_boot" its TPM, "asset.state" the inventory.
 type Value struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
@@ -716,7 +728,7 @@ const file_pfoertner_posture_v1_result_proto_rawDesc = "" +
 	"!pfoertner/posture/v1/result.proto\x12\x14pfoertner.posture.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#pfoertner/posture/v1/evidence.proto\"+\n" +
 	"\tLocalText\x12\x0e\n" +
 	"\x02de\x18\x01 \x01(\tR\x02de\x12\x0e\n" +
-	"\x02en\x18\x02 \x01(\tR\x02en\"\x98\x05\n" +
+	"\x02en\x18\x02 \x01(\tR\x02en\"\xd1\x05\n" +
 	"\x06Result\x127\n" +
 	"\averdict\x18\x01 \x01(\x0e2\x1d.pfoertner.posture.v1.VerdictR\averdict\x129\n" +
 	"\bfindings\x18\x02 \x03(\v2\x1d.pfoertner.posture.v1.FindingR\bfindings\x12\x16\n" +
@@ -733,7 +745,8 @@ const file_pfoertner_posture_v1_result_proto_rawDesc = "" +
 	" \x01(\tR\x04code\x127\n" +
 	"\arollout\x18\v \x01(\x0e2\x1d.pfoertner.posture.v1.RolloutR\arollout\x12H\n" +
 	"\x10enforced_verdict\x18\f \x01(\x0e2\x1d.pfoertner.posture.v1.VerdictR\x0fenforcedVerdict\x12%\n" +
-	"\x0ewithout_notice\x18\r \x01(\bR\rwithoutNotice\"\xfc\x05\n" +
+	"\x0ewithout_notice\x18\r \x01(\bR\rwithoutNotice\x127\n" +
+	"\tquoted_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\bquotedAt\"\xfc\x05\n" +
 	"\aFinding\x12\x12\n" +
 	"\x04rule\x18\x01 \x01(\tR\x04rule\x127\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x1d.pfoertner.posture.v1.OutcomeR\aoutcome\x124\n" +
@@ -814,22 +827,23 @@ var file_pfoertner_posture_v1_result_proto_depIdxs = []int32{
 	9,  // 5: pfoertner.posture.v1.Result.expires_at:type_name -> google.protobuf.Timestamp
 	3,  // 6: pfoertner.posture.v1.Result.rollout:type_name -> pfoertner.posture.v1.Rollout
 	0,  // 7: pfoertner.posture.v1.Result.enforced_verdict:type_name -> pfoertner.posture.v1.Verdict
-	1,  // 8: pfoertner.posture.v1.Finding.outcome:type_name -> pfoertner.posture.v1.Outcome
-	2,  // 9: pfoertner.posture.v1.Finding.effect:type_name -> pfoertner.posture.v1.Effect
-	2,  // 10: pfoertner.posture.v1.Finding.effect_after_grace:type_name -> pfoertner.posture.v1.Effect
-	5,  // 11: pfoertner.posture.v1.Finding.title:type_name -> pfoertner.posture.v1.LocalText
-	5,  // 12: pfoertner.posture.v1.Finding.remedy:type_name -> pfoertner.posture.v1.LocalText
-	5,  // 13: pfoertner.posture.v1.Finding.reason:type_name -> pfoertner.posture.v1.LocalText
-	8,  // 14: pfoertner.posture.v1.Finding.values:type_name -> pfoertner.posture.v1.Value
-	9,  // 15: pfoertner.posture.v1.Finding.failing_since:type_name -> google.protobuf.Timestamp
-	9,  // 16: pfoertner.posture.v1.Finding.grace_until:type_name -> google.protobuf.Timestamp
-	10, // 17: pfoertner.posture.v1.Finding.contradictions:type_name -> pfoertner.posture.v1.Contradiction
-	4,  // 18: pfoertner.posture.v1.Finding.origin:type_name -> pfoertner.posture.v1.Origin
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	9,  // 8: pfoertner.posture.v1.Result.quoted_at:type_name -> google.protobuf.Timestamp
+	1,  // 9: pfoertner.posture.v1.Finding.outcome:type_name -> pfoertner.posture.v1.Outcome
+	2,  // 10: pfoertner.posture.v1.Finding.effect:type_name -> pfoertner.posture.v1.Effect
+	2,  // 11: pfoertner.posture.v1.Finding.effect_after_grace:type_name -> pfoertner.posture.v1.Effect
+	5,  // 12: pfoertner.posture.v1.Finding.title:type_name -> pfoertner.posture.v1.LocalText
+	5,  // 13: pfoertner.posture.v1.Finding.remedy:type_name -> pfoertner.posture.v1.LocalText
+	5,  // 14: pfoertner.posture.v1.Finding.reason:type_name -> pfoertner.posture.v1.LocalText
+	8,  // 15: pfoertner.posture.v1.Finding.values:type_name -> pfoertner.posture.v1.Value
+	9,  // 16: pfoertner.posture.v1.Finding.failing_since:type_name -> google.protobuf.Timestamp
+	9,  // 17: pfoertner.posture.v1.Finding.grace_until:type_name -> google.protobuf.Timestamp
+	10, // 18: pfoertner.posture.v1.Finding.contradictions:type_name -> pfoertner.posture.v1.Contradiction
+	4,  // 19: pfoertner.posture.v1.Finding.origin:type_name -> pfoertner.posture.v1.Origin
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_pfoertner_posture_v1_result_proto_init() }
