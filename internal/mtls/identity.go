@@ -26,10 +26,13 @@ type Role string
 // The roles. Each but the signers has an issuing CA of its own; signers are
 // issued by the servers' CA, because whoever verifies them trusts that one.
 const (
-	RoleDevice      Role = "device"       // a notebook's agent, urn:uuid:<device id>
-	RoleGate        Role = "gate"         // a gateway, urn:pfoertner:gate:<name>
-	RoleOperator    Role = "operator"     // a person or program, urn:pfoertner:operator:<name>
-	RoleCollector   Role = "collector"    // a server, urn:pfoertner:collector:<name>
+	RoleDevice    Role = "device"    // a notebook's agent, urn:uuid:<device id>
+	RoleGate      Role = "gate"      // a gateway, urn:pfoertner:gate:<name>
+	RoleOperator  Role = "operator"  // a person or program, urn:pfoertner:operator:<name>
+	RoleCollector Role = "collector" // a server, urn:pfoertner:collector:<name>
+	// RoleVPN is a notebook's VPN client, urn:pfoertner:vpn:<device id>. It is
+	// for the gateway's VPN server and never speaks to a collector.
+	RoleVPN         Role = "vpn"
 	RoleLeaseSigner Role = "lease-signer" // signs leases, never speaks TLS
 	// RoleReferenceSigner signs reference values and VPN catalogues
 	// (internal/signed) and never speaks TLS.
@@ -44,8 +47,8 @@ const (
 
 // URI returns the subject alternative name that a certificate of the role
 // carries. It returns an error for a role or name that is not allowed: devices
-// are named by a UUID in canonical form, all others by 1 to 64 of a-z, 0-9,
-// "-", "." and "_".
+// and their VPN clients are named by a UUID in canonical form, all others by 1
+// to 64 of a-z, 0-9, "-", "." and "_".
 func URI(role Role, name string) (*url.URL, error) {
 	s := namedScheme + string(role) + ":" + name
 	if role == RoleDevice {
@@ -72,20 +75,54 @@ func Identity(cert *x509.Certificate) (Role, string, error) {
 	if cert.IsCA {
 		return "", "", fmt.Errorf("certificate of %s %s is a CA certificate", role, name)
 	}
-	if !slices.Equal(cert.ExtKeyUsage, role.Usage()) || len(cert.UnknownExtKeyUsage) != 0 {
+	if !role.usages(cert) {
 		return "", "", fmt.Errorf("certificate of %s %s has another extended key usage than its role", role, name)
 	}
-	if role != RoleCollector && len(cert.DNSNames)+len(cert.IPAddresses)+len(cert.EmailAddresses) != 0 {
+	if !role.names(cert, name) {
 		return "", "", fmt.Errorf("certificate of %s %s carries host or mail names", role, name)
 	}
 	return role, name, nil
 }
 
+// usages says whether a certificate is for what its role is, and nothing else.
+// A VPN client's is for clients first; what a gateway asks for beside that may
+// follow, but nothing by which it could pass for a server or sign for others.
+func (r Role) usages(cert *x509.Certificate) bool {
+	if r != RoleVPN {
+		return slices.Equal(cert.ExtKeyUsage, r.Usage()) && len(cert.UnknownExtKeyUsage) == 0
+	}
+	return len(cert.ExtKeyUsage) > 0 && cert.ExtKeyUsage[0] == x509.ExtKeyUsageClientAuth &&
+		!slices.ContainsFunc(cert.ExtKeyUsage, notForClients)
+}
+
+func notForClients(u x509.ExtKeyUsage) bool {
+	switch u {
+	case x509.ExtKeyUsageAny, x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageCodeSigning, x509.ExtKeyUsageTimeStamping, x509.ExtKeyUsageOCSPSigning:
+		return true
+	}
+	return false
+}
+
+// names says whether a certificate carries no other names than its role may:
+// a server's any, a VPN client's one DNS name that begins with the device id,
+// so that no two notebooks share one, all others' none.
+func (r Role) names(cert *x509.Certificate, name string) bool {
+	switch {
+	case r == RoleCollector:
+		return true
+	case len(cert.IPAddresses)+len(cert.EmailAddresses) != 0:
+		return false
+	case r == RoleVPN && len(cert.DNSNames) == 1:
+		return strings.HasPrefix(cert.DNSNames[0], name+".")
+	}
+	return len(cert.DNSNames) == 0
+}
+
 // Usage is the extended key usage of the role's certificates: one, or none for
-// a signer, whose key is of no use in TLS.
+// a signer, whose key is of no use in TLS. A VPN client's may have more.
 func (r Role) Usage() []x509.ExtKeyUsage {
 	switch r {
-	case RoleDevice, RoleGate, RoleOperator:
+	case RoleDevice, RoleGate, RoleOperator, RoleVPN:
 		return []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	case RoleCollector:
 		return []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
@@ -95,8 +132,7 @@ func (r Role) Usage() []x509.ExtKeyUsage {
 
 func parseURI(s string) (Role, string, error) {
 	if id, ok := strings.CutPrefix(s, deviceScheme); ok {
-		u, err := uuid.Parse(id)
-		if err != nil || u.String() != id || u == uuid.Nil {
+		if !deviceID(id) {
 			return "", "", fmt.Errorf("identity %q: not a UUID in canonical form", s)
 		}
 		return RoleDevice, id, nil
@@ -108,6 +144,10 @@ func parseURI(s string) (Role, string, error) {
 	}
 	switch Role(role) {
 	case RoleGate, RoleOperator, RoleCollector, RoleLeaseSigner, RoleReferenceSigner:
+	case RoleVPN:
+		if !deviceID(name) {
+			return "", "", fmt.Errorf("identity %q: not a UUID in canonical form", s)
+		}
 	default:
 		return "", "", fmt.Errorf("identity %q: unknown role", s)
 	}
@@ -115,6 +155,11 @@ func parseURI(s string) (Role, string, error) {
 		return "", "", fmt.Errorf("identity %q: a name is 1 to %d of a-z, 0-9, '-', '.', '_'", s, maxName)
 	}
 	return Role(role), name, nil
+}
+
+func deviceID(s string) bool {
+	u, err := uuid.Parse(s)
+	return err == nil && u.String() == s && u != uuid.Nil
 }
 
 func validName(name string) bool {
