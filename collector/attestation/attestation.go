@@ -57,6 +57,8 @@ type Known struct {
 	Virtual bool
 	// Attestation is the newest that a quote has proven; nil: none yet.
 	Attestation *posturev1.Attestation
+	// BootLoaders are the newest that were known, be it from an Attestation before.
+	BootLoaders [][]byte
 	// Failure says why there is no quote although one was due after
 	// Attestation; empty: none is missing.
 	Failure string
@@ -68,8 +70,8 @@ func (k Known) Holds(area []byte) bool {
 	return len(area) > 0 && (bytes.Equal(area, k.AttestationKey) || bytes.Equal(area, k.PreviousAttestationKey))
 }
 
-// Store is what the Book needs of the collector's store. Every method that
-// writes returns after the commit.
+// Store is what the Book needs of the collector's store, which keeps every field
+// of Known. Every method that writes returns after the commit.
 type Store interface {
 	EachTPM(ctx context.Context, fn func(Known) error) error
 	// SaveTPM replaces what is stored of the device.
