@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/hex"
 	"fmt"
 	"net"
 	"os"
@@ -14,7 +15,11 @@ import (
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
+
+	"pfoertner/internal/attest"
+	"pfoertner/internal/attest/chip"
 )
 
 // TPMMaker makes TPMs as a manufacturer does: each gets certificates for its
@@ -85,6 +90,30 @@ func (p *TPM) Copy(t testing.TB) *TPM {
 	p.On(t)
 	twin.On(t)
 	return twin
+}
+
+// Endorsement is its endorsement key, as persons compare it and as delivery
+// lists have it. Nobody else may use the TPM meanwhile.
+func (p *TPM) Endorsement(t testing.TB) (fingerprint, sha256 string) {
+	t.Helper()
+	device := chip.New(func() (transport.TPMCloser, error) { return linuxudstpm.Open(p.Socket) }, nil)
+	defer device.Close()
+	ek, err := device.Endorsement()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ek.Key()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, err := attest.SPKI(key)
+	if err == nil {
+		fingerprint, err = attest.Fingerprint(key)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fingerprint, hex.EncodeToString(sum)
 }
 
 // On switches it on: it counts a reset.
