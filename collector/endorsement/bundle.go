@@ -142,6 +142,9 @@ func values(authorities []*Authority) []Authority {
 	return all
 }
 
+// AllowsVirtual is whether any virtual TPMs are believed.
+func (b *Bundle) AllowsVirtual() bool { return b.virtual }
+
 // LooksVirtual is whether these names, from a certificate or from the TPM's
 // own properties, are those of a virtual TPM: a manufacturer identifier such
 // as "VMW" and a model such as "SW  TPM". False says nothing: names can be set.

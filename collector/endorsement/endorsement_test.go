@@ -10,6 +10,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -62,6 +63,31 @@ func TestOneOfSeveralCertificatesIsForTheKey(t *testing.T) {
 		if e, err := b.Verify(certificates, ek, now); err != nil || e.ManufacturerID != "NTC" {
 			t.Errorf("%T: %+v, %v", ek, e, err)
 		}
+	}
+}
+
+// Makers of notebooks leave certificates of more than one authority in a TPM.
+func TestForgedCertificateBesideAGenuineOneDoesNoHarm(t *testing.T) {
+	root, forger := authority(t, "Root", nil), authority(t, "Root", nil)
+	b := reviewedAs(t, "IFX", root)
+	ek := newKey(t, elliptic.P256()).Public()
+	e, err := b.Verify([][]byte{forger.endorse(t, ek, slb9672), {1}, root.endorse(t, ek, slb9672), forger.cert.Raw}, ek, now)
+	if err != nil || e.RootSHA256 != fingerprint(root.cert.Raw) {
+		t.Errorf("%+v, %v", e, err)
+	}
+}
+
+// Whom the system trusts has no say.
+func TestRootsOfTheSystemEndorseNobody(t *testing.T) {
+	stranger := authority(t, "Root", nil)
+	system := filepath.Join(t.TempDir(), "roots.pem")
+	if err := os.WriteFile(system, upload(stranger), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("SSL_CERT_FILE", system)
+	ek := newKey(t, elliptic.P256()).Public()
+	if _, err := shippedBundle(t).Verify([][]byte{stranger.endorse(t, ek, slb9672)}, ek, now); !errors.Is(err, ErrUnknownIssuer) {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -248,6 +274,7 @@ func TestNamesOfVirtualTPMs(t *testing.T) {
 	}{
 		{"id:00001014", "swtpm", true},      // swtpm_localca
 		{"IBM", "SW  TPM", true},            // libtpms' own properties
+		{"IBM", "", true},                   //
 		{"VMW", "VMware TPM2", true},        // vSphere
 		{"VMW", "", true},                   //
 		{"GOOG", "vTPM", true},              // Google Compute Engine

@@ -2,8 +2,8 @@
 // collector verifies that proof. A software key (attest.go) shows possession
 // of the key, not in which machine the key is. A TPM shows that too: claim.go
 // is what it claims, challenge.go what the collector asks, verify.go how the
-// answer is judged, endorsement.go who made the TPM. The notebook's side of it
-// is the package chip, the event log the package bootlog.
+// answer is judged. The notebook's side of it is the package chip, the event log
+// the package bootlog; who made the TPM is found out by collector/endorsement.
 //
 // Rules. Keys are ECDSA P-256. Every signature is over a purpose, a nonce that
 // the collector chose, the channel binding of the TLS connection, and what is

@@ -22,8 +22,9 @@ type Claim struct {
 	AK *Key
 	// TLS is the key of the certificate request.
 	TLS *Key
-
-	certificates [][]byte
+	// Certificates are what the TPM has of its manufacturer: unread, of any
+	// number and content.
+	Certificates [][]byte
 }
 
 // ParseClaim reads the TPM material of a Hello whose certificate request is
@@ -46,7 +47,7 @@ func ParseClaim(id *agentv1.TpmIdentity, csr *ecdsa.PublicKey) (*Claim, error) {
 	if csr == nil || !tls.Public.Equal(csr) {
 		return nil, fmt.Errorf("TLS key: %w: the certificate request is for another", ErrKey)
 	}
-	return &Claim{EK: ek, AK: ak, TLS: tls, certificates: id.GetEkCertificates()}, nil
+	return &Claim{EK: ek, AK: ak, TLS: tls, Certificates: id.GetEkCertificates()}, nil
 }
 
 // EndorsementHash is how the inventory lists an endorsement key: SHA-256 of

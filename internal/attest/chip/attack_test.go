@@ -6,12 +6,9 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -56,54 +53,6 @@ func TestAttackReimagedTPMKeepsItsIdentityButNoKeys(t *testing.T) {
 	e := newEnrolment(t, p)
 	if _, err := e.verify(e.answer(t)); err != nil {
 		t.Errorf("it cannot enrol again: %v", err)
-	}
-}
-
-func TestAttackForgedEndorsementCertificates(t *testing.T) {
-	p, m := newPC(t), newMaker(t, "ACME")
-	key := p.endorsementKey(t)
-	at := produced.AddDate(1, 0, 0)
-	genuine := m.certificate(t, key, "id:49465800")
-	// Whom the system trusts has no say.
-	system := filepath.Join(t.TempDir(), "roots.pem")
-	if err := os.WriteFile(system, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: m.root.Raw}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("SSL_CERT_FILE", system)
-	forger := newMaker(t, "ACME") // the same names
-	other := newPC(t).endorsementKey(t)
-	for name, tc := range map[string]struct {
-		certificates [][]byte
-		trust        attest.Trust
-		years        int
-		want         error
-	}{
-		"genuine":                    {[][]byte{genuine}, m.trust(), 1, nil},
-		"genuine and old":            {[][]byte{m.old(t, genuine)}, m.trust(), 1, nil},
-		"genuine, after others":      {[][]byte{forger.certificate(t, key, "id:49465800"), {1}, genuine}, m.trust(), 1, nil},
-		"intermediate from the TPM":  {[][]byte{genuine, m.authority.Raw}, attest.Trust{Roots: m.trust().Roots}, 1, nil},
-		"virtual, but allowed":       {[][]byte{m.certificate(t, key, "id:564D5700")}, attest.Trust{Roots: m.trust().Roots, Intermediates: m.trust().Intermediates, Virtual: true}, 1, nil},
-		"none":                       {nil, m.trust(), 1, attest.ErrNoEndorsement},
-		"by a forger of that name":   {[][]byte{forger.certificate(t, key, "id:49465800")}, m.trust(), 1, attest.ErrEndorsement},
-		"by a forger with his chain": {[][]byte{forger.certificate(t, key, "id:49465800"), forger.authority.Raw, forger.root.Raw}, m.trust(), 1, attest.ErrEndorsement},
-		"old, by a forger":           {[][]byte{forger.old(t, genuine)}, m.trust(), 1, attest.ErrEndorsement},
-		"of another TPM":             {[][]byte{m.certificate(t, other, "id:49465800")}, m.trust(), 1, attest.ErrEndorsement},
-		"old, of another TPM":        {[][]byte{m.old(t, m.certificate(t, other, "id:49465800"))}, m.trust(), 1, attest.ErrEndorsement},
-		"expired":                    {[][]byte{genuine}, m.trust(), 21, attest.ErrEndorsement},
-		"of a virtual TPM":           {[][]byte{m.certificate(t, key, "id:564D5700")}, m.trust(), 1, attest.ErrVirtual},
-		"of swtpm":                   {[][]byte{m.certificate(t, key, "id:00001014")}, m.trust(), 1, attest.ErrVirtual},
-		"no roots at all":            {[][]byte{genuine}, attest.Trust{Intermediates: m.trust().Intermediates}, 1, attest.ErrEndorsement},
-		"no intermediate":            {[][]byte{genuine}, attest.Trust{Roots: m.trust().Roots}, 1, attest.ErrEndorsement},
-		"for something else":         {[][]byte{forServer(t, m, key)}, m.trust(), 1, attest.ErrEndorsement},
-		"with a critical unknown":    {[][]byte{withUnknown(t, m, key)}, m.trust(), 1, attest.ErrEndorsement},
-	} {
-		_, err := attest.VerifyEndorsement(key, tc.certificates, tc.trust, produced.AddDate(tc.years, 0, 0))
-		if tc.want == nil && err != nil || !errors.Is(err, tc.want) {
-			t.Errorf("%s: got %v, want %v", name, err, tc.want)
-		}
-	}
-	if _, err := attest.VerifyEndorsement(key, [][]byte{genuine}, m.trust(), at); err != nil {
-		t.Error(err)
 	}
 }
 
@@ -358,21 +307,4 @@ func copyDir(t *testing.T, from, to string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-func forServer(t *testing.T, m *maker, key any) []byte {
-	t.Helper()
-	template := m.template(t, "id:49465800")
-	template.ExtraExtensions = template.ExtraExtensions[:1]
-	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	return certify(t, template, m.authority, key, m.key).Raw
-}
-
-func withUnknown(t *testing.T, m *maker, key any) []byte {
-	t.Helper()
-	template := m.template(t, "id:49465800")
-	unknown := template.ExtraExtensions[1]
-	unknown.Id, unknown.Critical = []int{1, 2, 3, 4}, true
-	template.ExtraExtensions = append(template.ExtraExtensions, unknown)
-	return certify(t, template, m.authority, key, m.key).Raw
 }

@@ -72,16 +72,13 @@ func (e *enrolment) verify(a *chip.Answer) (*attest.Attested, error) {
 
 func TestGenuineMachineEnrols(t *testing.T) {
 	p, m := newPC(t), newMaker(t, "ACME")
-	p.store(t, 0x01C00002, m.certificate(t, p.endorsementKey(t), "id:49465800"))
+	certificate := m.certificate(t, p.endorsementKey(t), "id:49465800")
+	p.store(t, 0x01C00002, certificate)
 	p.boot(t, bootlogtest.SecureBoot())
 	e := newEnrolment(t, p)
 
-	maker, err := e.claim.Endorsement(m.trust(), produced.AddDate(1, 0, 0))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if maker.Manufacturer != "IFX" || maker.Model != "SLB9670" || maker.Version != "id:0755" || maker.Virtual {
-		t.Errorf("maker %+v", maker)
+	if got := e.claim.Certificates; len(got) != 1 || !bytes.Equal(got[0], certificate) {
+		t.Errorf("certificates %x", got)
 	}
 	if e.hello.GetTpm().GetManufacturer() != "IBM" || e.hello.GetTpm().GetFirmwareVersion() == "" {
 		t.Errorf("the TPM says it is by %q, firmware %q", e.hello.GetTpm().GetManufacturer(), e.hello.GetTpm().GetFirmwareVersion())

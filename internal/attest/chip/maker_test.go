@@ -3,26 +3,22 @@
 package chip_test
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"math/big"
 	"testing"
 	"time"
-
-	"pfoertner/internal/attest"
 )
 
-// maker is a manufacturer of TPMs: a root, and an authority below it.
+// maker is a manufacturer of TPMs: an authority below its root.
 type maker struct {
-	root, authority *x509.Certificate
-	key             *ecdsa.PrivateKey
+	authority *x509.Certificate
+	key       *ecdsa.PrivateKey
 }
 
 var produced = time.Date(2024, 5, 1, 0, 0, 0, 0, time.UTC)
@@ -39,7 +35,7 @@ func newMaker(t testing.TB, name string) *maker {
 	}
 	rootTemplate := template(name+" Root", 1)
 	root := certify(t, rootTemplate, rootTemplate, rootKey.Public(), rootKey)
-	return &maker{root: root, authority: certify(t, template(name+" EK CA", 2), root, key.Public(), rootKey), key: key}
+	return &maker{authority: certify(t, template(name+" EK CA", 2), root, key.Public(), rootKey), key: key}
 }
 
 func generate(t testing.TB) *ecdsa.PrivateKey {
@@ -97,38 +93,4 @@ func marshal(t testing.TB, v any) []byte {
 		t.Fatal(err)
 	}
 	return der
-}
-
-// old makes an RSA certificate as old ones are: its key is one for RSA-OAEP.
-func (m *maker) old(t testing.TB, der []byte) []byte {
-	t.Helper()
-	var cert struct {
-		TBS       asn1.RawValue
-		Algorithm pkix.AlgorithmIdentifier
-		Signature asn1.BitString
-	}
-	if _, err := asn1.Unmarshal(der, &cert); err != nil {
-		t.Fatal(err)
-	}
-	rsaEncryption := []byte{0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01}
-	oaep := []byte{0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x07}
-	if !bytes.Contains(cert.TBS.FullBytes, rsaEncryption) {
-		t.Fatal("the certificate is not for an RSA key")
-	}
-	cert.TBS = asn1.RawValue{FullBytes: bytes.Replace(cert.TBS.FullBytes, rsaEncryption, oaep, 1)}
-	digest := sha256.Sum256(cert.TBS.FullBytes)
-	sig, err := m.key.Sign(rand.Reader, digest[:], crypto.SHA256)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert.Signature = asn1.BitString{Bytes: sig, BitLength: 8 * len(sig)}
-	return marshal(t, cert)
-}
-
-// trust is a collector that believes this manufacturer.
-func (m *maker) trust() attest.Trust {
-	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
-	roots.AddCert(m.root)
-	intermediates.AddCert(m.authority)
-	return attest.Trust{Roots: roots, Intermediates: intermediates}
 }
