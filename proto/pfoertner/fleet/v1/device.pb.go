@@ -138,7 +138,7 @@ func (AssetState) EnumDescriptor() ([]byte, []int) {
 }
 
 // Asset is a notebook as the inventory knows it.
-// Next field number: 15.
+// Next field number: 16.
 type Asset struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The administration's own number; unique, never reused.
@@ -169,9 +169,12 @@ type Asset struct {
 	ReimageUntil *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=reimage_until,json=reimageUntil,proto3" json:"reimage_until,omitempty"`
 	// Why the collector itself suspended the asset; absent when it did not. It
 	// resumes only by two persons, and only to enrol anew.
-	Alarm         *Alarm `protobuf:"bytes,14,opt,name=alarm,proto3" json:"alarm,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Alarm *Alarm `protobuf:"bytes,14,opt,name=alarm,proto3" json:"alarm,omitempty"`
+	// Endorsement keys that are not accepted for this asset: of an exchanged TPM,
+	// which stays among the keys above, or of one that an operator rejected.
+	BlockedEndorsementKeysSha256 [][]byte `protobuf:"bytes,15,rep,name=blocked_endorsement_keys_sha256,json=blockedEndorsementKeysSha256,proto3" json:"blocked_endorsement_keys_sha256,omitempty"`
+	unknownFields                protoimpl.UnknownFields
+	sizeCache                    protoimpl.SizeCache
 }
 
 func (x *Asset) Reset() {
@@ -298,6 +301,13 @@ func (x *Asset) GetReimageUntil() *timestamppb.Timestamp {
 func (x *Asset) GetAlarm() *Alarm {
 	if x != nil {
 		return x.Alarm
+	}
+	return nil
+}
+
+func (x *Asset) GetBlockedEndorsementKeysSha256() [][]byte {
+	if x != nil {
+		return x.BlockedEndorsementKeysSha256
 	}
 	return nil
 }
@@ -889,7 +899,7 @@ var File_pfoertner_fleet_v1_device_proto protoreflect.FileDescriptor
 
 const file_pfoertner_fleet_v1_device_proto_rawDesc = "" +
 	"\n" +
-	"\x1fpfoertner/fleet/v1/device.proto\x12\x12pfoertner.fleet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&pfoertner/posture/v1/attestation.proto\x1a#pfoertner/posture/v1/evidence.proto\x1a!pfoertner/posture/v1/result.proto\"\x95\x05\n" +
+	"\x1fpfoertner/fleet/v1/device.proto\x12\x12pfoertner.fleet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&pfoertner/posture/v1/attestation.proto\x1a#pfoertner/posture/v1/evidence.proto\x1a!pfoertner/posture/v1/result.proto\"\xdc\x05\n" +
 	"\x05Asset\x12!\n" +
 	"\fasset_number\x18\x01 \x01(\tR\vassetNumber\x12\x16\n" +
 	"\x06vendor\x18\x02 \x01(\tR\x06vendor\x12\x14\n" +
@@ -905,7 +915,8 @@ const file_pfoertner_fleet_v1_device_proto_rawDesc = "" +
 	"\x17endorsement_keys_sha256\x18\v \x03(\fR\x15endorsementKeysSha256\x12L\n" +
 	"\fsoftware_key\x18\f \x01(\v2).pfoertner.fleet.v1.SoftwareKeyPermissionR\vsoftwareKey\x12?\n" +
 	"\rreimage_until\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\freimageUntil\x12/\n" +
-	"\x05alarm\x18\x0e \x01(\v2\x19.pfoertner.fleet.v1.AlarmR\x05alarm\"\xbb\x01\n" +
+	"\x05alarm\x18\x0e \x01(\v2\x19.pfoertner.fleet.v1.AlarmR\x05alarm\x12E\n" +
+	"\x1fblocked_endorsement_keys_sha256\x18\x0f \x03(\fR\x1cblockedEndorsementKeysSha256\"\xbb\x01\n" +
 	"\x15SoftwareKeyPermission\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x120\n" +
 	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x1d\n" +
