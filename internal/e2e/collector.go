@@ -25,13 +25,15 @@ type Collector struct {
 	// Agents is where agents reach it: address and port. Its certificate names
 	// 127.0.0.1, 10.0.2.2 (this machine as qemu's guests see it) and localhost.
 	Agents string
+	// Gates and Operators are where those reach it.
+	Gates, Operators string
 	// Fingerprint is that of its CA: what an installation is told.
 	Fingerprint string
 	// CAFile holds its CA.
 	CAFile string
 
-	program, config, operators, health, operator, second string
-	running                                              *Program
+	program, config, health, operator, second string
+	running                                   *Program
 }
 
 // StartCollector makes a collector from program, with all its keys in dir and
@@ -39,12 +41,12 @@ type Collector struct {
 func StartCollector(t testing.TB, program, dir string, lines ...string) *Collector {
 	t.Helper()
 	c := &Collector{
-		Agents: Free(t), operators: Free(t), health: Free(t), program: program,
+		Agents: Free(t), Gates: Free(t), Operators: Free(t), health: Free(t), program: program,
 		config: filepath.Join(dir, "collector.yaml"), operator: filepath.Join(dir, "operator"), second: filepath.Join(dir, "second"),
 	}
 	c.CAFile = filepath.Join(c.operator, "server-ca.crt")
 	text := fmt.Sprintf("state: %q\nlisten: {agents: %q, gates: %q, operators: %q, health: %q}\n",
-		filepath.Join(dir, "collector"), c.Agents, Free(t), c.operators, c.health) + strings.Join(lines, "\n")
+		filepath.Join(dir, "collector"), c.Agents, c.Gates, c.Operators, c.health) + strings.Join(lines, "\n")
 	if err := os.WriteFile(c.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -82,13 +84,13 @@ func (c *Collector) Output() string { return c.running.Output() }
 // Operator runs one of the operators' commands and returns what it printed.
 func (c *Collector) Operator(t testing.TB, args ...string) string {
 	t.Helper()
-	return c.run(t, append([]string{"--collector", c.operators, "--operator", c.operator}, args...)...)
+	return c.run(t, append([]string{"--collector", c.Operators, "--operator", c.operator}, args...)...)
 }
 
 // SecondOperator runs a command as another operator.
 func (c *Collector) SecondOperator(t testing.TB, args ...string) string {
 	t.Helper()
-	return c.run(t, append([]string{"--collector", c.operators, "--operator", c.second}, args...)...)
+	return c.run(t, append([]string{"--collector", c.Operators, "--operator", c.second}, args...)...)
 }
 
 // Both gives an order that takes two operators. It returns what the second one
