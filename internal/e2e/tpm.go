@@ -67,15 +67,20 @@ type TPM struct {
 // NewTPM makes a TPM and switches it on.
 func (m *TPMMaker) NewTPM(t testing.TB) *TPM {
 	t.Helper()
-	state := t.TempDir()
+	p := &TPM{state: t.TempDir()}
+	m.Make(t, p.state)
+	p.On(t)
+	return p
+}
+
+// Make leaves the state of a new TPM in a directory, for whoever switches it on.
+func (m *TPMMaker) Make(t testing.TB, state string) {
+	t.Helper()
 	out, err := exec.Command("swtpm_setup", "--tpm2", "--tpmstate", "dir://"+state, "--config", m.setup,
 		"--create-ek-cert", "--lock-nvram", "--overwrite", "--vmid", "trial").CombinedOutput()
 	if err != nil {
 		t.Fatalf("swtpm_setup: %v\n%s", err, out)
 	}
-	p := &TPM{state: state}
-	p.On(t)
-	return p
 }
 
 // Copy makes a second TPM with the state of this one: what somebody can do who

@@ -85,7 +85,7 @@ func newNotebook(t *testing.T) *notebook {
 	c.AllowSoftwareKey(t, asset)
 	write(t, token, c.Operator(t, "token", asset))
 	write(t, preseed, fmt.Sprintf("COLLECTOR=10.0.2.2:%s\nCA_FINGERPRINT=%s\nUNIT=inneres/it\n", port, c.Fingerprint))
-	guest := debian.New(t, filepath.Join(dir, deb(older)), filepath.Join(dir, deb(newer)), token, preseed)
+	guest := debian.New(t, nil, filepath.Join(dir, deb(older)), filepath.Join(dir, deb(newer)), token, preseed)
 	return &notebook{Guest: guest, Collector: c}
 }
 

@@ -48,9 +48,9 @@ type Guest struct {
 	answers *bufio.Reader
 }
 
-// New boots a machine as new, with files of this machine in /files. It skips
-// the test, loudly, where it cannot.
-func New(t testing.TB, files ...string) *Guest {
+// New boots a machine as new, whose TPM is of a maker (nil: of nobody), with
+// files of this machine in /files. It skips the test, loudly, where it cannot.
+func New(t testing.TB, maker *e2e.TPMMaker, files ...string) *Guest {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: this test makes a Debian with debootstrap and needs root")
@@ -66,6 +66,9 @@ func New(t testing.TB, files ...string) *Guest {
 	newInitrd(t, k).Write(g.at("initrd"))
 	run(t, "cp", "--sparse=always", "--reflink=auto", template(t, k), g.at("disk"))
 	writeArchive(t, g.at("files"), files)
+	if maker != nil {
+		maker.Make(t, dir)
+	}
 	g.boot(t)
 	g.Must(t, "mkdir /files && tar -x -f /dev/vdb -C /files")
 	return g

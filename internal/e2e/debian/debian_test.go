@@ -10,7 +10,7 @@ import (
 )
 
 func TestDebianRunsOnAnEncryptedRootAndSurvivesARestart(t *testing.T) {
-	g := debian.New(t)
+	g := debian.New(t, nil)
 	if got := g.Must(t, "findmnt -no SOURCE /"); !strings.Contains(got, "/dev/mapper/root") {
 		t.Errorf("the root lies on %s", got)
 	}
