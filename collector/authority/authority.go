@@ -41,6 +41,15 @@ const (
 	// ServerOverlap is how long the next server CA is handed out before it
 	// issues: as long as a notebook may have been away and come back by itself.
 	ServerOverlap = 90 * 24 * time.Hour
+	// VPNLifetime is that of VPN clients, unless it is configured; at least a
+	// day, at most maxVPNLifetime.
+	VPNLifetime = 30 * 24 * time.Hour
+	// VPNOverlap is how long administrators have to bring the next VPN CA to
+	// their gateways before it issues.
+	VPNOverlap = 30 * 24 * time.Hour
+
+	minVPNLifetime = 24 * time.Hour
+	maxVPNLifetime = 366 * 24 * time.Hour
 
 	rootLifetime    = 20 * 365 * 24 * time.Hour
 	issuingLifetime = 10 * 365 * 24 * time.Hour
@@ -83,6 +92,8 @@ type held struct {
 	accepted  map[string][]acceptance
 	collector *tls.Certificate
 	signer    *tls.Certificate
+	// vpnRevoked is when a VPN CA was revoked last; zero: none was.
+	vpnRevoked time.Time
 }
 
 // acceptance is a CA whose certificates are accepted.
@@ -124,6 +135,7 @@ func read(dir string) (h held, err error) {
 		return held{}, err
 	}
 	h.settled, h.issuers, h.accepted = r.TrustSettled, map[string]issuer{}, map[string][]acceptance{}
+	h.vpnRevoked = lastRevoked(r, kindVPN)
 	for _, s := range []State{Current, Next, Retiring} {
 		for _, g := range r.Generations {
 			if g.State != s {

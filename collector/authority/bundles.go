@@ -50,7 +50,9 @@ func (a *Authority) WriteReferenceSigner(dir, name string) error {
 }
 
 // WriteBundle makes key and certificate for a gateway, an operator or a reference
-// signer, and writes them into dir, with server-ca.crt: whom it has to trust.
+// signer, and writes them into dir, with server-ca.crt: whom it has to trust. A
+// gateway's bundle has vpn-ca.crt too, if there is a VPN CA: whom its VPN server
+// has to trust.
 func (a *Authority) WriteBundle(dir string, role mtls.Role, name string) error {
 	b := bundleOf(role)
 	key, err := attest.NewKey()
@@ -64,14 +66,14 @@ func (a *Authority) WriteBundle(dir string, role mtls.Role, name string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	if err := writeCertificates(filepath.Join(dir, kindServer.file+".crt"), a.TrustBundle()); err != nil {
+	if err := a.writeTrust(dir, role); err != nil {
 		return err
 	}
 	return writePair(dir, b.file, cert.Chain, key)
 }
 
 // RenewBundle replaces, in a directory that WriteBundle made, the
-// certificate by one for the same key, and server-ca.crt by today's. The key
+// certificate by one for the same key, and the CAs to trust by today's. The key
 // may be missing: it need not leave its machine. It returns an error, and
 // changes nothing, unless there is a certificate of this role and name that
 // holds now.
@@ -102,10 +104,22 @@ func (a *Authority) RenewBundle(dir string, role mtls.Role, name string) error {
 		return err
 	}
 	// First whom to trust: a peer that stops in between still reaches us.
-	if err := writeCertificates(filepath.Join(dir, kindServer.file+".crt"), a.TrustBundle()); err != nil {
+	if err := a.writeTrust(dir, role); err != nil {
 		return err
 	}
 	return writeCertificates(filepath.Join(dir, b.file+".crt"), cert.Chain)
+}
+
+// writeTrust writes whom a peer has to trust.
+func (a *Authority) writeTrust(dir string, role mtls.Role) error {
+	if err := writeCertificates(filepath.Join(dir, kindServer.file+".crt"), a.TrustBundle()); err != nil {
+		return err
+	}
+	clients := a.VPNTrust()
+	if role != mtls.RoleGate || len(clients) == 0 {
+		return nil
+	}
+	return writeCertificates(filepath.Join(dir, kindVPN.file+".crt"), clients)
 }
 
 func bundleOf(role mtls.Role) bundle {

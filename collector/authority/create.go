@@ -99,7 +99,7 @@ func installed(dir string) bool {
 		return false
 	}
 	for _, k := range issuingKinds {
-		if r.of(k, Current) == nil {
+		if !k.optional && r.of(k, Current) == nil {
 			return false
 		}
 	}
@@ -121,6 +121,9 @@ func fill(dir string, o Options) error {
 		return err
 	}
 	for _, kind := range issuingKinds {
+		if kind.optional {
+			continue
+		}
 		key, err := attest.NewKey()
 		if err != nil {
 			return err

@@ -65,8 +65,8 @@ const (
 // no file.
 func firstRegister() register {
 	r := register{Format: registerFormat}
-	for _, k := range issuingKinds {
-		r.Generations = append(r.Generations, generation{Kind: k.name(), Name: k.file, State: Current})
+	for _, name := range Kinds() {
+		r.Generations = append(r.Generations, generation{Kind: name, Name: name + "-ca", State: Current})
 	}
 	return r
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"fmt"
 	"math/big"
 	"net"
@@ -25,21 +26,32 @@ type issuingKind struct {
 	longest time.Duration
 	// overlap is how long the next one is handed out before it issues.
 	overlap time.Duration
+	// optional CAs are made when they are wanted: an authority is whole without.
+	optional bool
 }
 
 var (
-	kindDevice   = issuingKind{"device-ca", "device CA", x509.ExtKeyUsageClientAuth, DeviceLifetime, ownOverlap}
-	kindGate     = issuingKind{"gate-ca", "gate CA", x509.ExtKeyUsageClientAuth, PeerLifetime, ownOverlap}
-	kindOperator = issuingKind{"operator-ca", "operator CA", x509.ExtKeyUsageClientAuth, PeerLifetime, ownOverlap}
-	kindServer   = issuingKind{"server-ca", "server CA", x509.ExtKeyUsageServerAuth, PeerLifetime, ServerOverlap}
-	issuingKinds = []issuingKind{kindDevice, kindGate, kindOperator, kindServer}
+	kindDevice   = issuingKind{file: "device-ca", title: "device CA", usage: x509.ExtKeyUsageClientAuth, longest: DeviceLifetime, overlap: ownOverlap}
+	kindGate     = issuingKind{file: "gate-ca", title: "gate CA", usage: x509.ExtKeyUsageClientAuth, longest: PeerLifetime, overlap: ownOverlap}
+	kindOperator = issuingKind{file: "operator-ca", title: "operator CA", usage: x509.ExtKeyUsageClientAuth, longest: PeerLifetime, overlap: ownOverlap}
+	kindServer   = issuingKind{file: "server-ca", title: "server CA", usage: x509.ExtKeyUsageServerAuth, longest: PeerLifetime, overlap: ServerOverlap}
+	kindVPN      = issuingKind{file: "vpn-ca", title: "VPN CA", usage: x509.ExtKeyUsageClientAuth, longest: maxVPNLifetime, overlap: VPNOverlap, optional: true}
+	issuingKinds = []issuingKind{kindDevice, kindGate, kindOperator, kindServer, kindVPN}
 )
 
-// Kinds are the names of the issuing CAs: device, gate, operator, server.
-func Kinds() []string {
-	names := make([]string, len(issuingKinds))
-	for i, k := range issuingKinds {
-		names[i] = k.name()
+// Kinds are the names of the issuing CAs that every authority has: device,
+// gate, operator, server.
+func Kinds() []string { return kindNames(false) }
+
+// OptionalKinds are the names of the issuing CAs that are made when they are
+// wanted: vpn. How: as the next CA of any kind; the first of a kind is current.
+func OptionalKinds() []string { return kindNames(true) }
+
+func kindNames(optional bool) (names []string) {
+	for _, k := range issuingKinds {
+		if k.optional == optional {
+			names = append(names, k.name())
+		}
 	}
 	return names
 }
@@ -47,7 +59,7 @@ func Kinds() []string {
 func kindNamed(name string) (issuingKind, error) {
 	i := slices.IndexFunc(issuingKinds, func(k issuingKind) bool { return k.name() == name })
 	if i < 0 {
-		return issuingKind{}, fmt.Errorf("%q is none of the CAs: %s", name, strings.Join(Kinds(), ", "))
+		return issuingKind{}, fmt.Errorf("%q is none of the CAs: %s", name, strings.Join(slices.Concat(Kinds(), OptionalKinds()), ", "))
 	}
 	return issuingKinds[i], nil
 }
@@ -79,7 +91,9 @@ type request struct {
 	key       crypto.PublicKey
 	dns       []string
 	addresses []net.IP
-	lifetime  time.Duration
+	// extra are extended key usages beside the role's.
+	extra    []asn1.ObjectIdentifier
+	lifetime time.Duration
 	// renewAfter counts from now; zero: after two thirds of the lifetime.
 	renewAfter time.Duration
 }
@@ -115,6 +129,7 @@ func (i issuer) issue(r request, now time.Time) (*Certificate, error) {
 		ExtKeyUsage:           r.role.Usage(),
 		BasicConstraintsValid: true,
 		URIs:                  []*url.URL{uri},
+		UnknownExtKeyUsage:    r.extra,
 		DNSNames:              r.dns,
 		IPAddresses:           r.addresses,
 	}

@@ -94,10 +94,12 @@ func (l *lister) ends(name string, at time.Time, early time.Duration) {
 }
 
 func (l *lister) kind(r register, kind issuingKind) {
+	wanted := !kind.optional
 	for _, g := range r.Generations {
 		if g.Kind != kind.name() || g.gone(l.now) {
 			continue
 		}
+		wanted = true
 		e := Entry{Name: g.Name, Role: kind.title, State: g.State, Until: g.Until, Key: keyPlace(l.dir, g.Name)}
 		if g.State == Requested {
 			if key, err := openKey(filepath.Join(l.dir, g.Name+".key")); err == nil {
@@ -120,7 +122,7 @@ func (l *lister) kind(r register, kind issuingKind) {
 		}
 		l.entries = append(l.entries, e)
 	}
-	if r.of(kind, Current) == nil {
+	if wanted && r.of(kind, Current) == nil {
 		l.warn(fmt.Sprintf("there is no current %s: nothing can be issued under it", kind.title))
 	}
 }

@@ -127,15 +127,27 @@ func TestEveryCertificateHoldsThroughARotation(t *testing.T) {
 			}
 			return leaf(t, c)
 		}, (*Authority).Operators, PeerLifetime},
+		"vpn": {func(a *Authority) *x509.Certificate {
+			c, err := a.IssueVPN(device, publicKey(t), VPNProfile{Lifetime: maxVPNLifetime})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return leaf(t, c)
+		}, (*Authority).VPNClients, maxVPNLifetime},
 	} {
 		t.Run(kind, func(t *testing.T) {
 			c := &clock{morning}
 			a, dir := create(t, c)
 			r := Rotation{Dir: dir, Now: c.Now}
+			if kind == "vpn" {
+				withVPN(t, a, dir, c)
+			}
 			first := tc.issue(a)
 			rotate(t, r, kind)
 			follow(t, a)
-			c.now = c.now.Add(time.Hour)
+			if c.now = c.now.Add(time.Hour); kind == "vpn" {
+				c.now = c.now.Add(VPNOverlap)
+			}
 			before := tc.issue(a)
 			if first.CheckSignatureFrom(a.issuers[kind+"-ca"].cert) != nil {
 				t.Error("the next CA issues before the switch")
