@@ -66,14 +66,13 @@ type Attested struct {
 }
 
 // Verify judges the proof of a claim: activation, signature and certification
-// of the TLS key, quote, event log. values are the PCRs that the quote covers,
-// in the challenge's order; nil: they are taken from the event log. transcript
-// is the Hello (Transcript), exporter the channel binding of the connection.
+// of the TLS key, quote, event log. transcript is the Hello (Transcript), exporter
+// the channel binding of the connection.
 //
 // The error is ErrActivation, ErrProof, ErrStatement, ErrReplay, ErrOtherKey
 // or ErrPCRs. An event log that does not fit is no such error: many machines
 // have one. It leaves the facts unknown.
-func (e *Expectation) Verify(p *agentv1.Proof, values [][]byte, exporter, transcript []byte) (*Attested, error) {
+func (e *Expectation) Verify(p *agentv1.Proof, exporter, transcript []byte) (*Attested, error) {
 	if !hmac.Equal(p.GetActivation(), Activation(e.secret, transcript, exporter)) {
 		return nil, ErrActivation
 	}
@@ -84,7 +83,7 @@ func (e *Expectation) Verify(p *agentv1.Proof, values [][]byte, exporter, transc
 	if err != nil {
 		return nil, fmt.Errorf("certifying the TLS key: %w", err)
 	}
-	q := &Quote{Message: p.GetQuote(), Signature: p.GetQuoteSignature(), Values: values, EventLog: p.GetEventLog()}
+	q := &Quote{Message: p.GetQuote(), Signature: p.GetQuoteSignature(), Values: p.GetPcrValues(), EventLog: p.GetEventLog()}
 	return q.Verify(e.claim.AK, Qualify(PurposeQuote, e.quoteNonce, exporter))
 }
 

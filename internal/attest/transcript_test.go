@@ -17,7 +17,6 @@ import (
 // chip, TestRecordTranscripts).
 type recorded struct {
 	Hello, Challenge, Proof []byte
-	PCRs                    [][]byte
 	Exporter, Secret        []byte
 
 	hello     *agentv1.Hello
@@ -66,7 +65,7 @@ func (r *recorded) verify() (*Attested, error) {
 	if err != nil {
 		return nil, err
 	}
-	return e.Verify(r.proof, r.PCRs, r.Exporter, transcript)
+	return e.Verify(r.proof, r.Exporter, transcript)
 }
 
 func TestRecordedEnrolmentsVerify(t *testing.T) {

@@ -110,18 +110,18 @@ func TestAttackEndorsementKeyOfAnotherPC(t *testing.T) {
 }
 
 // forged is everything that a PC can prove, and a guessed secret.
-func forged(t *testing.T, e *enrolment, genuine *chip.Endorsement) *chip.Answer {
+func forged(t *testing.T, e *enrolment, genuine *chip.Endorsement) *agentv1.Proof {
 	t.Helper()
 	own := *e
 	own.ek = genuine
 	own.open(t)
 	a := own.answer(t)
 	nonce, quoteNonce := e.challenge.GetNonce(), e.challenge.GetQuoteNonce()
-	a.Proof.Signature = must(attest.Sign(e.tls, attest.EnrolDigest(nonce, e.exporter, e.transcript)))(t)
-	a.Proof.Certify, a.Proof.CertifySignature, _ = e.pc.Certify(e.ak, e.tls, attest.Qualify(attest.PurposeCertify, nonce, e.exporter))
+	a.Signature = must(attest.Sign(e.tls, attest.EnrolDigest(nonce, e.exporter, e.transcript)))(t)
+	a.Certify, a.CertifySignature, _ = e.pc.Certify(e.ak, e.tls, attest.Qualify(attest.PurposeCertify, nonce, e.exporter))
 	q := must(e.pc.Quote(e.ak, attest.QuotedPCRs(), attest.Qualify(attest.PurposeQuote, quoteNonce, e.exporter)))(t)
-	a.Proof.Quote, a.Proof.QuoteSignature, a.PCRs = q.Message, q.Signature, q.Values
-	a.Proof.Activation = attest.Activation(make([]byte, 32), e.transcript, e.exporter)
+	a.Quote, a.QuoteSignature, a.PcrValues = q.Message, q.Signature, q.Values
+	a.Activation = attest.Activation(make([]byte, 32), e.transcript, e.exporter)
 	return a
 }
 
@@ -135,46 +135,46 @@ func TestAttackReplayAndRelay(t *testing.T) {
 	}
 	e.open(t)
 	fresh := e.answer(t)
-	relayed := func() *chip.Answer { // the notebook's answer on a connection with the attacker
+	relayed := func() *agentv1.Proof { // the notebook's answer on a connection with the attacker
 		other := *e
 		other.exporter = bytes.Repeat([]byte{8}, 32)
 		return other.answer(t)
 	}()
 	for name, tc := range map[string]struct {
-		change func(a *chip.Answer)
+		change func(a *agentv1.Proof)
 		want   error
 	}{
-		"nothing":           {func(*chip.Answer) {}, nil},
-		"old proof":         {func(a *chip.Answer) { *a = *old }, attest.ErrActivation},
-		"old activation":    {func(a *chip.Answer) { a.Proof.Activation = old.Proof.Activation }, attest.ErrActivation},
-		"old signature":     {func(a *chip.Answer) { a.Proof.Signature = old.Proof.Signature }, attest.ErrProof},
-		"old certify":       {func(a *chip.Answer) { takeCertify(a, old) }, attest.ErrReplay},
-		"old quote":         {func(a *chip.Answer) { takeQuote(a, old) }, attest.ErrReplay},
-		"relayed proof":     {func(a *chip.Answer) { *a = *relayed }, attest.ErrActivation},
-		"relayed signature": {func(a *chip.Answer) { a.Proof.Signature = relayed.Proof.Signature }, attest.ErrProof},
-		"relayed certify":   {func(a *chip.Answer) { takeCertify(a, relayed) }, attest.ErrReplay},
-		"relayed quote":     {func(a *chip.Answer) { takeQuote(a, relayed) }, attest.ErrReplay},
-		"quote in place of certify": {func(a *chip.Answer) {
-			a.Proof.Certify, a.Proof.CertifySignature = a.Proof.Quote, a.Proof.QuoteSignature
+		"nothing":           {func(*agentv1.Proof) {}, nil},
+		"old proof":         {func(a *agentv1.Proof) { become(a, old) }, attest.ErrActivation},
+		"old activation":    {func(a *agentv1.Proof) { a.Activation = old.Activation }, attest.ErrActivation},
+		"old signature":     {func(a *agentv1.Proof) { a.Signature = old.Signature }, attest.ErrProof},
+		"old certify":       {func(a *agentv1.Proof) { takeCertify(a, old) }, attest.ErrReplay},
+		"old quote":         {func(a *agentv1.Proof) { takeQuote(a, old) }, attest.ErrReplay},
+		"relayed proof":     {func(a *agentv1.Proof) { become(a, relayed) }, attest.ErrActivation},
+		"relayed signature": {func(a *agentv1.Proof) { a.Signature = relayed.Signature }, attest.ErrProof},
+		"relayed certify":   {func(a *agentv1.Proof) { takeCertify(a, relayed) }, attest.ErrReplay},
+		"relayed quote":     {func(a *agentv1.Proof) { takeQuote(a, relayed) }, attest.ErrReplay},
+		"quote in place of certify": {func(a *agentv1.Proof) {
+			a.Certify, a.CertifySignature = a.Quote, a.QuoteSignature
 		}, attest.ErrStatement},
-		"certify in place of quote": {func(a *chip.Answer) {
-			a.Proof.Quote, a.Proof.QuoteSignature = a.Proof.Certify, a.Proof.CertifySignature
+		"certify in place of quote": {func(a *agentv1.Proof) {
+			a.Quote, a.QuoteSignature = a.Certify, a.CertifySignature
 		}, attest.ErrStatement},
-		"certify, changed":             {func(a *chip.Answer) { a.Proof.Certify[20] ^= 1 }, attest.ErrStatement},
-		"quote, changed":               {func(a *chip.Answer) { a.Proof.Quote[len(a.Proof.Quote)-1] ^= 1 }, attest.ErrStatement},
-		"other values":                 {func(a *chip.Answer) { a.PCRs[3] = make([]byte, 31) }, attest.ErrPCRs},
-		"values in another order":      {func(a *chip.Answer) { a.PCRs[0], a.PCRs[1] = make([]byte, 32), bytes.Repeat([]byte{1}, 32) }, attest.ErrPCRs},
-		"too few values":               {func(a *chip.Answer) { a.PCRs = a.PCRs[:7] }, attest.ErrPCRs},
-		"for another purpose":          {func(a *chip.Answer) { recertify(t, e, a, e.tls, attest.PurposeVPN) }, attest.ErrReplay},
-		"certify of another key":       {func(a *chip.Answer) { recertify(t, e, a, p.newKey(t), attest.PurposeCertify) }, attest.ErrOtherKey},
-		"by another attestation key":   {func(a *chip.Answer) { byAnotherAK(t, e, a) }, attest.ErrStatement},
-		"quote of other PCRs":          {func(a *chip.Answer) { requote(t, e, a, 0, 2, 4, 8, 11, 12, 13, 14) }, attest.ErrPCRs},
-		"quote of fewer PCRs":          {func(a *chip.Answer) { requote(t, e, a, 0, 2, 4, 11, 12, 13, 14) }, attest.ErrPCRs},
-		"quote of more PCRs":           {func(a *chip.Answer) { requote(t, e, a, 0, 1, 2, 4, 7, 11, 12, 13, 14) }, attest.ErrPCRs},
-		"an empty proof":               {func(a *chip.Answer) { a.Proof = &agentv1.Proof{} }, attest.ErrActivation},
-		"a proof by the software only": {func(a *chip.Answer) { a.Proof = &agentv1.Proof{Signature: a.Proof.GetSignature()} }, attest.ErrActivation},
+		"certify, changed":             {func(a *agentv1.Proof) { a.Certify[20] ^= 1 }, attest.ErrStatement},
+		"quote, changed":               {func(a *agentv1.Proof) { a.Quote[len(a.Quote)-1] ^= 1 }, attest.ErrStatement},
+		"other values":                 {func(a *agentv1.Proof) { a.PcrValues[3] = make([]byte, 31) }, attest.ErrPCRs},
+		"values in another order":      {func(a *agentv1.Proof) { a.PcrValues[0], a.PcrValues[1] = make([]byte, 32), bytes.Repeat([]byte{1}, 32) }, attest.ErrPCRs},
+		"too few values":               {func(a *agentv1.Proof) { a.PcrValues = a.PcrValues[:7] }, attest.ErrPCRs},
+		"for another purpose":          {func(a *agentv1.Proof) { recertify(t, e, a, e.tls, attest.PurposeVPN) }, attest.ErrReplay},
+		"certify of another key":       {func(a *agentv1.Proof) { recertify(t, e, a, p.newKey(t), attest.PurposeCertify) }, attest.ErrOtherKey},
+		"by another attestation key":   {func(a *agentv1.Proof) { byAnotherAK(t, e, a) }, attest.ErrStatement},
+		"quote of other PCRs":          {func(a *agentv1.Proof) { requote(t, e, a, 0, 2, 4, 8, 11, 12, 13, 14) }, attest.ErrPCRs},
+		"quote of fewer PCRs":          {func(a *agentv1.Proof) { requote(t, e, a, 0, 2, 4, 11, 12, 13, 14) }, attest.ErrPCRs},
+		"quote of more PCRs":           {func(a *agentv1.Proof) { requote(t, e, a, 0, 1, 2, 4, 7, 11, 12, 13, 14) }, attest.ErrPCRs},
+		"an empty proof":               {func(a *agentv1.Proof) { proto.Reset(a) }, attest.ErrActivation},
+		"a proof by the software only": {func(a *agentv1.Proof) { become(a, &agentv1.Proof{Signature: a.GetSignature()}) }, attest.ErrActivation},
 	} {
-		a := &chip.Answer{Proof: proto.Clone(fresh.Proof).(*agentv1.Proof), PCRs: append([][]byte(nil), fresh.PCRs...)}
+		a := proto.CloneOf(fresh)
 		tc.change(a)
 		_, err := e.verify(a)
 		if tc.want == nil && err != nil || !errors.Is(err, tc.want) {
@@ -183,36 +183,41 @@ func TestAttackReplayAndRelay(t *testing.T) {
 	}
 }
 
-func takeCertify(a, from *chip.Answer) {
-	a.Proof.Certify, a.Proof.CertifySignature = from.Proof.GetCertify(), from.Proof.GetCertifySignature()
+func become(a, from *agentv1.Proof) {
+	proto.Reset(a)
+	proto.Merge(a, from)
 }
 
-func takeQuote(a, from *chip.Answer) {
-	a.Proof.Quote, a.Proof.QuoteSignature = from.Proof.GetQuote(), from.Proof.GetQuoteSignature()
+func takeCertify(a, from *agentv1.Proof) {
+	a.Certify, a.CertifySignature = from.GetCertify(), from.GetCertifySignature()
 }
 
-func recertify(t *testing.T, e *enrolment, a *chip.Answer, key *chip.Key, purpose attest.Purpose) {
+func takeQuote(a, from *agentv1.Proof) {
+	a.Quote, a.QuoteSignature = from.GetQuote(), from.GetQuoteSignature()
+}
+
+func recertify(t *testing.T, e *enrolment, a *agentv1.Proof, key *chip.Key, purpose attest.Purpose) {
 	t.Helper()
 	var err error
-	a.Proof.Certify, a.Proof.CertifySignature, err = e.pc.Certify(e.ak, key, attest.Qualify(purpose, e.challenge.GetNonce(), e.exporter))
+	a.Certify, a.CertifySignature, err = e.pc.Certify(e.ak, key, attest.Qualify(purpose, e.challenge.GetNonce(), e.exporter))
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func byAnotherAK(t *testing.T, e *enrolment, a *chip.Answer) {
+func byAnotherAK(t *testing.T, e *enrolment, a *agentv1.Proof) {
 	t.Helper()
 	other := *e
 	other.ak = e.pc.newAK(t)
 	recertify(t, &other, a, e.tls, attest.PurposeCertify)
 }
 
-func requote(t *testing.T, e *enrolment, a *chip.Answer, pcrs ...uint32) {
+func requote(t *testing.T, e *enrolment, a *agentv1.Proof, pcrs ...uint32) {
 	t.Helper()
 	q := must(e.pc.Quote(e.ak, pcrs, attest.Qualify(attest.PurposeQuote, e.challenge.GetQuoteNonce(), e.exporter)))(t)
-	a.Proof.Quote, a.Proof.QuoteSignature = q.Message, q.Signature
-	if len(q.Values) == len(a.PCRs) {
-		a.PCRs = q.Values
+	a.Quote, a.QuoteSignature = q.Message, q.Signature
+	if len(q.Values) == len(a.PcrValues) {
+		a.PcrValues = q.Values
 	}
 }
 
@@ -229,7 +234,7 @@ func TestAttackTLSKeyOutsideTheTPM(t *testing.T) {
 	own := *e
 	own.tls = ours.newKey(t)
 	a := own.answer(t)
-	a.Proof.Signature = must(attest.Sign(e.tls, attest.EnrolDigest(e.challenge.GetNonce(), e.exporter, e.transcript)))(t)
+	a.Signature = must(attest.Sign(e.tls, attest.EnrolDigest(e.challenge.GetNonce(), e.exporter, e.transcript)))(t)
 	_, err = e.verify(a)
 	wantError(t, err, attest.ErrOtherKey)
 }
@@ -252,7 +257,7 @@ func TestAttackTamperedEventLog(t *testing.T) {
 		"cut off":  p.log[:len(p.log)-1],
 		"too long": make([]byte, bootlog.MaxBytes+1),
 	} {
-		a.Proof.EventLog = log
+		a.EventLog = log
 		got, err := e.verify(a)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)

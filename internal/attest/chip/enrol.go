@@ -17,16 +17,9 @@ func Hello(ek *Endorsement, ak, tls *Key) *agentv1.TpmIdentity {
 	}
 }
 
-// Answer is a proof, and what the message has no place for yet.
-type Answer struct {
-	Proof *agentv1.Proof
-	// PCRs are the quoted values, in the order of the challenge.
-	PCRs [][]byte
-}
-
 // Answer answers the challenge of an enrolment. exporter is the channel
 // binding of the connection, transcript the Hello (attest.Transcript).
-func (c *Chip) Answer(ek *Endorsement, ak, tls *Key, ch *agentv1.Challenge, exporter, transcript []byte) (*Answer, error) {
+func (c *Chip) Answer(ek *Endorsement, ak, tls *Key, ch *agentv1.Challenge, exporter, transcript []byte) (*agentv1.Proof, error) {
 	for _, nonce := range [][]byte{ch.GetNonce(), ch.GetQuoteNonce()} {
 		if len(nonce) != attest.NonceBytes {
 			return nil, fmt.Errorf("challenge with a nonce of %d bytes, %d are needed", len(nonce), attest.NonceBytes)
@@ -48,12 +41,9 @@ func (c *Chip) Answer(ek *Endorsement, ak, tls *Key, ch *agentv1.Challenge, expo
 	if err != nil {
 		return nil, err
 	}
-	return &Answer{
-		Proof: &agentv1.Proof{
-			Signature: signature, Activation: attest.Activation(secret, transcript, exporter),
-			Certify: certify, CertifySignature: certifySignature,
-			Quote: quote.Message, QuoteSignature: quote.Signature, EventLog: quote.EventLog,
-		},
-		PCRs: quote.Values,
+	return &agentv1.Proof{
+		Signature: signature, Activation: attest.Activation(secret, transcript, exporter),
+		Certify: certify, CertifySignature: certifySignature,
+		Quote: quote.Message, QuoteSignature: quote.Signature, PcrValues: quote.Values, EventLog: quote.EventLog,
 	}, nil
 }

@@ -61,13 +61,13 @@ func (e *enrolment) open(t testing.TB) {
 	}
 }
 
-func (e *enrolment) answer(t testing.TB) *chip.Answer {
+func (e *enrolment) answer(t testing.TB) *agentv1.Proof {
 	t.Helper()
 	return must(e.pc.Answer(e.ek, e.ak, e.tls, e.challenge, e.exporter, e.transcript))(t)
 }
 
-func (e *enrolment) verify(a *chip.Answer) (*attest.Attested, error) {
-	return e.expectation.Verify(a.Proof, a.PCRs, e.exporter, e.transcript)
+func (e *enrolment) verify(a *agentv1.Proof) (*attest.Attested, error) {
+	return e.expectation.Verify(a, e.exporter, e.transcript)
 }
 
 func TestGenuineMachineEnrols(t *testing.T) {
@@ -120,12 +120,12 @@ func TestQuoteIsOpenedByTheLogAlone(t *testing.T) {
 	p.boot(t, bootlogtest.SecureBoot())
 	e := newEnrolment(t, p)
 	a := e.answer(t)
-	a.PCRs = nil
+	a.PcrValues = nil
 	got, err := e.verify(a)
 	if err != nil || got.BootError != nil || got.Boot.SecureBoot != bootlog.Yes {
 		t.Errorf("%+v, %v", got, err)
 	}
-	a.Proof.EventLog = bootlogtest.New().Log()
+	a.EventLog = bootlogtest.New().Log()
 	got, err = e.verify(a)
 	if err != nil || got.PCRs != nil || got.Boot.SecureBoot != bootlog.Unknown {
 		t.Errorf("%+v, %v", got, err)

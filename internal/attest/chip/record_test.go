@@ -18,7 +18,6 @@ import (
 // chose; the tests of package attest read it.
 type transcript struct {
 	Hello, Challenge, Proof []byte
-	PCRs                    [][]byte
 	Exporter, Secret        []byte
 }
 
@@ -42,9 +41,9 @@ func TestRecordTranscripts(t *testing.T) {
 		a := e.answer(t)
 		must(e.verify(a))(t)
 		out := must(json.MarshalIndent(transcript{
-			Hello: e.transcript, Challenge: must(proto.Marshal(e.challenge))(t), Proof: must(proto.Marshal(a.Proof))(t),
-			PCRs: a.PCRs, Exporter: e.exporter,
-			Secret: must(p.Activate(e.ak, e.ek, e.challenge.GetCredentialBlob(), e.challenge.GetEncryptedSecret()))(t),
+			Hello: e.transcript, Challenge: must(proto.Marshal(e.challenge))(t), Proof: must(proto.Marshal(a))(t),
+			Exporter: e.exporter,
+			Secret:   must(p.Activate(e.ak, e.ek, e.challenge.GetCredentialBlob(), e.challenge.GetEncryptedSecret()))(t),
 		}, "", "\t"))(t)
 		if err := os.WriteFile("../testdata/enrolment-"+name+".json", append(out, '\n'), 0o644); err != nil {
 			t.Fatal(err)
