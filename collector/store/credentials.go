@@ -15,13 +15,17 @@ import (
 // The error wraps fs.ErrNotExist for a device that the inventory does not have.
 func (s *Store) SaveCredential(ctx context.Context, deviceID string, spkiSHA256 []byte, serial string, notAfter time.Time, records ...audit.Record) error {
 	return s.change(ctx, "saving credential of "+deviceID, records, func(t *tx) error {
-		_, err := t.exec(`INSERT INTO credentials (device_id, spki_sha256, serial, not_after) VALUES (?, ?, ?, ?)
-			ON CONFLICT (device_id) DO UPDATE SET
-				spki_sha256 = excluded.spki_sha256, serial = excluded.serial, not_after = excluded.not_after,
-				previous_spki_sha256 = NULL, previous_serial = NULL, previous_not_after = NULL`,
-			deviceID, spkiSHA256, serial, nanos(notAfter))
-		return err
+		return saveCredential(t, deviceID, spkiSHA256, serial, notAfter)
 	})
+}
+
+func saveCredential(t *tx, deviceID string, spkiSHA256 []byte, serial string, notAfter time.Time) error {
+	_, err := t.exec(`INSERT INTO credentials (device_id, spki_sha256, serial, not_after) VALUES (?, ?, ?, ?)
+		ON CONFLICT (device_id) DO UPDATE SET
+			spki_sha256 = excluded.spki_sha256, serial = excluded.serial, not_after = excluded.not_after,
+			previous_spki_sha256 = NULL, previous_serial = NULL, previous_not_after = NULL`,
+		deviceID, spkiSHA256, serial, nanos(notAfter))
+	return err
 }
 
 // RenewCredential is SaveCredential when the key from asks for it. From stays

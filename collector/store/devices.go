@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
+	"pfoertner/collector/attestation"
 	"pfoertner/collector/audit"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
@@ -33,10 +35,18 @@ func scanDevice(rows *sql.Rows) (*fleetv1.Device, error) {
 
 // SaveDevices adds devices to the inventory or changes them, by asset number,
 // all or none. Evidence, result and what is only true now (online) are not kept.
-// A device id or VPN certificate that another asset has is an error that wraps
-// fs.ErrExist; one that moves within the same call is not. With a new device id
-// an asset loses the report and the credential of the old one.
+// A device id, VPN certificate or endorsement key that another asset has is an
+// error that wraps fs.ErrExist; one that moves within the same call is not. With
+// a new device id an asset loses the report, the credential and the TPM of the
+// old one.
 func (s *Store) SaveDevices(ctx context.Context, devices []*fleetv1.Device, records ...audit.Record) error {
+	return s.SaveDecision(ctx, devices, nil, nil, records...)
+}
+
+// SaveDecision is SaveDevices when keys or proposals end with it: of the devices
+// with the ids dismissed, credential and TPM are forgotten; the proposals with
+// the ids settled wait no longer. Ids that are not there are no error.
+func (s *Store) SaveDecision(ctx context.Context, devices []*fleetv1.Device, dismissed, settled []string, records ...audit.Record) error {
 	stored := make([]storedDevice, 0, len(devices))
 	for _, d := range devices {
 		one, err := encodeDevice(d)
@@ -45,7 +55,43 @@ func (s *Store) SaveDevices(ctx context.Context, devices []*fleetv1.Device, reco
 		}
 		stored = append(stored, one)
 	}
-	return s.change(ctx, "saving devices", records, func(t *tx) error { return saveDevices(t, stored) })
+	return s.change(ctx, "saving devices", records, func(t *tx) error {
+		if err := saveDevices(t, stored); err != nil {
+			return err
+		}
+		for _, id := range dismissed {
+			if err := dismiss(t, id); err != nil {
+				return err
+			}
+		}
+		return removeProposals(t, settled)
+	})
+}
+
+// SaveEnrolment is SaveDevices for one device that has just got its only key
+// from now on (SaveCredential), and what is known of its TPM; nil: the key is
+// not in one, and what was known of another is forgotten.
+func (s *Store) SaveEnrolment(ctx context.Context, d *fleetv1.Device, spkiSHA256 []byte, serial string, notAfter time.Time, tpm *attestation.Known, records ...audit.Record) error {
+	what := "saving enrolment of " + d.GetAsset().GetAssetNumber()
+	stored, err := encodeDevice(d)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	saveTPM := func(t *tx) error { return removeTPM(t, d.GetId()) }
+	if tpm != nil {
+		if saveTPM, err = encodeTPM(*tpm); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	return s.change(ctx, what, records, func(t *tx) error {
+		if err := saveDevices(t, []storedDevice{stored}); err != nil {
+			return err
+		}
+		if err := saveCredential(t, d.GetId(), spkiSHA256, serial, notAfter); err != nil {
+			return err
+		}
+		return saveTPM(t)
+	})
 }
 
 // storedDevice is a device as it is written.
@@ -53,6 +99,7 @@ type storedDevice struct {
 	number       string
 	id           sql.NullString
 	certificates [][]byte
+	endorsements [][]byte
 	body         []byte
 }
 
@@ -63,12 +110,14 @@ func encodeDevice(d *fleetv1.Device) (storedDevice, error) {
 	}
 	kept := &fleetv1.Device{
 		Id: d.GetId(), Asset: d.GetAsset(), EnrolledAt: d.GetEnrolledAt(), CertificateExpiresAt: d.GetCertificateExpiresAt(),
+		Key: d.GetKey(), Pending: d.GetPending(), VpnCertificates: d.GetVpnCertificates(),
 	}
 	body, err := encode(kept)
 	return storedDevice{
 		number:       number,
 		id:           sql.NullString{String: d.GetId(), Valid: d.GetId() != ""},
 		certificates: d.GetAsset().GetVpnCertificatesSha256(),
+		endorsements: d.GetAsset().GetEndorsementKeysSha256(),
 		body:         body,
 	}, err
 }
@@ -98,15 +147,22 @@ func (d storedDevice) release(t *tx) error {
 	if err != nil {
 		return err
 	}
-	if _, err := t.exec(`DELETE FROM vpn_certificates WHERE asset_number = ?`, d.number); err != nil {
-		return err
+	for _, query := range []string{
+		`DELETE FROM vpn_certificates WHERE asset_number = ?`,
+		`DELETE FROM endorsement_keys WHERE asset_number = ?`,
+	} {
+		if _, err := t.exec(query, d.number); err != nil {
+			return err
+		}
 	}
 	if !id.Valid || id == d.id {
 		return nil
 	}
+	if err := dismiss(t, id.String); err != nil {
+		return err
+	}
 	for _, query := range []string{
 		`DELETE FROM reports WHERE device_id = ?`,
-		`DELETE FROM credentials WHERE device_id = ?`,
 		`UPDATE devices SET device_id = NULL WHERE device_id = ?`,
 	} {
 		if _, err := t.exec(query, id.String); err != nil {
@@ -114,6 +170,14 @@ func (d storedDevice) release(t *tx) error {
 		}
 	}
 	return nil
+}
+
+// dismiss forgets by which keys a device is known.
+func dismiss(t *tx, deviceID string) error {
+	if _, err := t.exec(`DELETE FROM credentials WHERE device_id = ?`, deviceID); err != nil {
+		return err
+	}
+	return removeTPM(t, deviceID)
 }
 
 func (d storedDevice) save(t *tx) error {
@@ -126,6 +190,11 @@ func (d storedDevice) save(t *tx) error {
 	for _, sum := range d.certificates {
 		if _, err := t.exec(`INSERT INTO vpn_certificates (sha256, asset_number) VALUES (?, ?)`, sum, d.number); err != nil {
 			return fmt.Errorf("VPN certificate %x: %w", sum, err)
+		}
+	}
+	for _, sum := range d.endorsements {
+		if _, err := t.exec(`INSERT INTO endorsement_keys (sha256, asset_number) VALUES (?, ?)`, sum, d.number); err != nil {
+			return fmt.Errorf("endorsement key %x: %w", sum, err)
 		}
 	}
 	return nil
