@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"pfoertner/agent/durable"
+	"pfoertner/internal/attest/chip"
 )
 
 // Traits tell machines apart. They are weak signals: everybody can forge them,
@@ -30,14 +31,20 @@ type Traits struct {
 	Install string
 }
 
-// CopiedError is returned by Bind when the identity was made on another
-// machine: copied with an image, a backup or a disk.
+// CopiedError says that the identity is not this machine's: copied with an
+// image, a backup or a disk.
 type CopiedError struct {
 	// Aside is where the identity file is now.
 	Aside string
+	// Foreign: that was found out by the TPM, which does not have the keys. Then
+	// it may also have been cleared, or replaced with the mainboard.
+	Foreign bool
 }
 
 func (e *CopiedError) Error() string {
+	if e.Foreign {
+		return "the keys of the identity are not in this machine's TPM, and it is now at " + e.Aside
+	}
 	return "the identity was made on another machine, and is now at " + e.Aside
 }
 
@@ -106,8 +113,9 @@ func (b binding) equal(o binding) bool {
 // Bind says which machine this is. Every identity that is stored from now on
 // remembers it. One that is stored already and was made on another machine is
 // set aside, and a *CopiedError returned: after that there is none, and this
-// machine needs an enrolment of its own. An identity of an agent that did not
-// remember machines yet is taken as made here.
+// machine needs an enrolment of its own. So is one whose keys are not in this
+// machine's TPM. An identity of an agent that did not remember machines yet is
+// taken as made here.
 func (s *State) Bind(t Traits) error {
 	salt := make([]byte, saltBytes)
 	if _, err := rand.Read(salt); err != nil {
@@ -118,6 +126,10 @@ func (s *State) Bind(t Traits) error {
 	if _, err := os.Lstat(s.path); errors.Is(err, fs.ErrNotExist) {
 		return nil // what Save will write is of this machine
 	}
+	// Whatever else is wrong with it, whoever uses it finds out.
+	if _, err := s.Load(); errors.Is(err, chip.ErrForeign) {
+		return s.setAside(time.Now(), true)
+	}
 	stored, err := s.readBinding()
 	if err != nil {
 		return err
@@ -126,7 +138,7 @@ func (s *State) Bind(t Traits) error {
 		return s.saveBinding()
 	}
 	if !stored.of(t) {
-		return s.setAside(time.Now())
+		return s.setAside(time.Now(), false)
 	}
 	known := stored.with(t)
 	s.machine = &known
@@ -185,7 +197,7 @@ const asideMark = ".other-machine-"
 
 // setAside keeps the file for the case that a person knows better: a mainboard
 // was replaced, and the collector agrees to the old key.
-func (s *State) setAside(now time.Time) error {
+func (s *State) setAside(now time.Time, foreign bool) error {
 	aside := s.path + asideMark + now.UTC().Format("20060102T150405")
 	if err := os.Rename(s.path, aside); err != nil {
 		return fmt.Errorf("setting the identity of another machine aside: %w", err)
@@ -197,7 +209,7 @@ func (s *State) setAside(now time.Time) error {
 			return fmt.Errorf("setting the identity of another machine aside: %w", err)
 		}
 	}
-	return &CopiedError{Aside: aside}
+	return &CopiedError{Aside: aside, Foreign: foreign}
 }
 
 // Remove removes the identity, be it whole or broken, its machine, and what was

@@ -7,7 +7,9 @@
 // never mended by enrolling again, because a second identity for one notebook
 // is what an attacker would want. An identity that came here from another
 // machine, with an image or a backup, is not this notebook's: it is set aside.
-// The private key never leaves this package but as a crypto.Signer.
+// The private key never leaves this package but as a crypto.Signer. A TPM that
+// does not answer is waited for: no key in software ever takes the place of one
+// in the TPM.
 package identity
 
 import (
@@ -48,6 +50,11 @@ type Identity struct {
 
 // InTPM says whether the device key is in a TPM.
 func (id *Identity) InTPM() bool { return id.ak != nil }
+
+// bare is the keys of id alone, without a certificate.
+func (id *Identity) bare() *Identity {
+	return &Identity{Key: id.Key, chip: id.chip, ak: id.ak, keySince: id.keySince, akSince: id.akSince}
+}
 
 // Enrolled says whether there is a certificate, be it expired or not.
 func (id *Identity) Enrolled() bool { return len(id.Chain) > 0 }

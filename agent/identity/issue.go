@@ -1,18 +1,18 @@
 package identity
 
 import (
-	"crypto"
 	"errors"
 	"fmt"
 	"time"
 
 	"pfoertner/internal/attest"
+	"pfoertner/internal/attest/chip"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
 )
 
-// issued makes an identity of what the collector sent. It returns an error for
-// a certificate that is not for this key, or that names no device.
-func issued(key crypto.Signer, m *agentv1.Issued) (*Identity, error) {
+// issued makes an identity of what the collector sent for these keys. It returns
+// an error for a certificate that is not for them, or that names no device.
+func issued(keys *Identity, m *agentv1.Issued) (*Identity, error) {
 	chain, err := certificates(m.GetChain())
 	if err != nil {
 		return nil, fmt.Errorf("issued chain: %w", err)
@@ -24,14 +24,15 @@ func issued(key crypto.Signer, m *agentv1.Issued) (*Identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("issued trust bundle: %w", err)
 	}
-	device, err := deviceOf(chain[0], key)
+	device, err := deviceOf(chain[0], keys.Key)
 	if err != nil {
 		return nil, fmt.Errorf("issued certificate: %w", err)
 	}
 	if device != m.GetDeviceId() {
 		return nil, fmt.Errorf("issued certificate names device %s, the collector says %s", device, m.GetDeviceId())
 	}
-	id := &Identity{Key: key, Chain: chain, Servers: servers, DeviceID: device, AssetNumber: m.GetAssetNumber()}
+	id := keys.bare()
+	id.Chain, id.Servers, id.DeviceID, id.AssetNumber = chain, servers, device, m.GetAssetNumber()
 	if t := m.GetRenewAfter(); t.IsValid() {
 		id.RenewAfter = t.AsTime()
 	}
@@ -42,18 +43,22 @@ func issued(key crypto.Signer, m *agentv1.Issued) (*Identity, error) {
 // anew in the meantime.
 var ErrReplaced = errors.New("the identity was replaced")
 
-// Renewal is one exchange of the device key for a fresh one, over a stream
+// Renewal is one exchange of the device certificate for a new one, over a stream
 // that the old one opened.
 type Renewal struct {
 	state *State
 	old   *Identity
-	key   crypto.Signer
-	csr   []byte
+	// keys are those of the new certificate.
+	keys *Identity
+	csr  []byte
 }
 
-// Renew begins a renewal of id with a new key. It writes id once more first: a
-// disk that takes nothing must be noticed before the collector has replaced the
-// key, not after. It returns ErrReplaced when id is not what is stored any more.
+// Renew begins a renewal of id. A software key is replaced by a new one, always;
+// a key in the TPM after 30 days, its attestation key after a year. It writes id
+// once more first: a disk that takes nothing must be noticed before the
+// collector has replaced the key, not after. It returns ErrReplaced when id is
+// not what is stored any more, and wraps chip.ErrUnavailable when the TPM does
+// not answer.
 func (s *State) Renew(id *Identity) (*Renewal, error) {
 	if err := s.stillIs(id); err != nil {
 		return nil, err
@@ -61,20 +66,48 @@ func (s *State) Renew(id *Identity) (*Renewal, error) {
 	if err := s.Save(id); err != nil {
 		return nil, err
 	}
-	key, err := s.keys.Generate()
-	if err != nil {
-		return nil, fmt.Errorf("making key: %w", err)
-	}
-	csr, err := attest.NewRequest(key)
+	keys, err := s.renewedKeys(id, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	return &Renewal{state: s, old: id, key: key, csr: csr}, nil
+	csr, err := attest.NewRequest(keys.Key)
+	if err != nil {
+		return nil, err
+	}
+	return &Renewal{state: s, old: id, keys: keys, csr: csr}, nil
+}
+
+// renewedKeys are the keys for the next certificate of id. New ones in the TPM
+// are stored before they are used: when the answer of the collector gets lost,
+// it knows the new attestation key and no other.
+func (s *State) renewedKeys(id *Identity, now time.Time) (*Identity, error) {
+	keys := id.bare()
+	if !id.InTPM() {
+		return keys, s.renewKey(keys, now)
+	}
+	if earlier := s.unfinished(id); earlier != nil {
+		return earlier, nil
+	}
+	tls, attestation := aged(id.keySince, now, keyLife), aged(id.akSince, now, attestationLife)
+	if !tls && !attestation {
+		return keys, nil
+	}
+	if tls {
+		if err := s.renewKey(keys, now); err != nil {
+			return nil, err
+		}
+	}
+	if attestation {
+		if err := s.renewAttestationKey(keys, now); err != nil {
+			return nil, err
+		}
+	}
+	return keys, s.next().Save(keys)
 }
 
 // stillIs returns ErrReplaced when another identity than id is stored.
 func (s *State) stillIs(id *Identity) error {
-	stored, err := s.Load()
+	stored, err := s.read()
 	if err != nil {
 		return err
 	}
@@ -85,18 +118,58 @@ func (s *State) stillIs(id *Identity) error {
 }
 
 // Request is the first message.
-func (r *Renewal) Request() *agentv1.RenewalRequest { return &agentv1.RenewalRequest{Csr: r.csr} }
+func (r *Renewal) Request() *agentv1.RenewalRequest {
+	m := &agentv1.RenewalRequest{Csr: r.csr}
+	if key, ok := r.keys.Key.(*chip.Key); ok {
+		m.TlsKeyPublic = key.Area()
+	}
+	if r.newAttestationKey() {
+		m.AkPublic = r.keys.ak.Area()
+	}
+	return m
+}
+
+func (r *Renewal) newAttestationKey() bool {
+	return r.keys.InTPM() && !sameKey(r.keys.ak, r.old.ak)
+}
 
 // Prove answers the challenge on the stream whose channel binding is exporter.
+// It is the attestation key of the new certificate that certifies: the new one,
+// if there is one.
 func (r *Renewal) Prove(challenge *agentv1.RenewalChallenge, exporter []byte) (*agentv1.RenewalProof, error) {
-	if err := checkNonce(challenge.GetNonce()); err != nil {
+	nonce := challenge.GetNonce()
+	if err := checkNonce(nonce); err != nil {
 		return nil, err
 	}
-	sig, err := attest.Sign(r.key, attest.RenewDigest(challenge.GetNonce(), exporter, r.csr))
+	sig, err := attest.Sign(r.keys.Key, attest.RenewDigest(nonce, exporter, r.csr))
 	if err != nil {
 		return nil, err
 	}
-	return &agentv1.RenewalProof{Signature: sig}, nil
+	proof := &agentv1.RenewalProof{Signature: sig}
+	key, ok := r.keys.Key.(*chip.Key)
+	if !ok {
+		return proof, nil
+	}
+	proof.Certify, proof.CertifySignature, err = r.keys.chip.Certify(r.keys.ak, key, attest.Qualify(attest.PurposeCertify, nonce, exporter))
+	if err != nil || !r.newAttestationKey() {
+		return proof, err
+	}
+	secret, err := r.activate(challenge)
+	if err != nil {
+		return nil, err
+	}
+	proof.Activation = attest.Activation(secret, r.csr, exporter)
+	return proof, nil
+}
+
+// activate shows that the new attestation key is in the TPM that the collector
+// knows.
+func (r *Renewal) activate(challenge *agentv1.RenewalChallenge) ([]byte, error) {
+	ek, err := r.keys.chip.Endorsement()
+	if err != nil {
+		return nil, err
+	}
+	return r.keys.chip.Activate(r.keys.ak, ek, challenge.GetCredentialBlob(), challenge.GetEncryptedSecret())
 }
 
 // Complete stores the new identity in place of the old one. It returns an
@@ -104,7 +177,7 @@ func (r *Renewal) Prove(challenge *agentv1.RenewalChallenge, exporter []byte) (*
 // has expired already, when it cannot be stored, and ErrReplaced when the old
 // one is not what is stored any more.
 func (r *Renewal) Complete(m *agentv1.Issued, now time.Time) (*Identity, error) {
-	id, err := issued(r.key, m)
+	id, err := issued(r.keys, m)
 	if err != nil {
 		return nil, err
 	}
@@ -123,6 +196,7 @@ func (r *Renewal) Complete(m *agentv1.Issued, now time.Time) (*Identity, error) 
 	if err := r.state.Save(id); err != nil {
 		return nil, err
 	}
+	r.state.forgetNext()
 	return id, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"pfoertner/agent/uplink"
+	"pfoertner/internal/attest/chip"
 )
 
 // Waiting is told how an enrolment that is not finished stands.
@@ -24,24 +25,35 @@ const lookEvery = 15 * time.Second
 
 // Obtain returns when there is a certificate: at once when there is one already,
 // be it expired or not, otherwise by enrolling with what prepare returns, again
-// and again. It returns an error when ctx ends, and ErrBroken.
+// and again, also while the TPM does not answer. It returns an error when ctx
+// ends, ErrBroken, and ErrOtherKind when there is a key in the TPM and this
+// agent is set to software.
 func (s *State) Obtain(ctx context.Context, prepare func() (Enrolment, error), w Waiting, log *slog.Logger) error {
 	retry, refused := uplink.Retry(), uplink.Refused()
+	withhold := false
 	for {
 		id, err := s.Load()
 		if err == nil && id.Enrolled() {
 			return nil
 		}
-		if err == nil || errors.Is(err, ErrNotEnrolled) {
-			err = s.attempt(ctx, prepare, log)
+		if err == nil || errors.Is(err, ErrNotEnrolled) || s.raises(err) {
+			err = s.attempt(ctx, prepare, withhold, log)
 		}
-		if err == nil || errors.Is(err, ErrBroken) {
+		if err == nil || errors.Is(err, ErrBroken) || errors.Is(err, ErrOtherKind) && !s.raises(err) {
 			return err
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		w.NotYet(err)
+		var other *CopiedError
+		if errors.As(err, &other) {
+			log.Warn("identity of another machine set aside", "file", other.Aside, "not_in_tpm", other.Foreign)
+			continue
+		}
+		// A token that is refused must not stand in the way of a TPM that the
+		// collector has come to expect.
+		withhold = s.Chip() != nil && !withhold && status.Code(err) == codes.PermissionDenied
 		wait := patience(err, retry, refused)
 		log.Warn("not enrolled yet", "error", err, "next_attempt_in", wait.Round(time.Second))
 		if err := s.await(ctx, wait); err != nil {
@@ -49,6 +61,10 @@ func (s *State) Obtain(ctx context.Context, prepare func() (Enrolment, error), w
 		}
 	}
 }
+
+// raises says whether err is about a software key that one in the TPM is to
+// replace.
+func (s *State) raises(err error) bool { return errors.Is(err, ErrOtherKind) && s.Chip() != nil }
 
 // await waits, but not much longer than until somebody else has enrolled this
 // notebook: a person at the command line. It returns an error when ctx ends.
@@ -63,17 +79,20 @@ func (s *State) await(ctx context.Context, wait time.Duration) error {
 		case <-timer.C:
 			return nil
 		case <-look.C:
-			if id, err := s.Load(); err == nil && id.Enrolled() {
+			if id, err := s.read(); err == nil && id.Enrolled() {
 				return nil
 			}
 		}
 	}
 }
 
-func (s *State) attempt(ctx context.Context, prepare func() (Enrolment, error), log *slog.Logger) error {
+func (s *State) attempt(ctx context.Context, prepare func() (Enrolment, error), withhold bool, log *slog.Logger) error {
 	e, err := prepare()
 	if err != nil {
 		return err
+	}
+	if withhold {
+		e.Token = ""
 	}
 	id, err := s.Enrol(ctx, e)
 	if err != nil {
@@ -90,8 +109,8 @@ func patience(err error, retry, refused *uplink.Backoff) time.Duration {
 	if errors.As(err, &p) && !p.AskAgainAt.IsZero() {
 		return min(max(time.Until(p.AskAgainAt), 10*time.Second), time.Hour)
 	}
-	switch status.Code(err) {
-	case codes.Unavailable, codes.DeadlineExceeded:
+	code := status.Code(err)
+	if errors.Is(err, chip.ErrUnavailable) || code == codes.Unavailable || code == codes.DeadlineExceeded {
 		return retry.Next()
 	}
 	return refused.Next()

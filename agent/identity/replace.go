@@ -38,7 +38,37 @@ func (s *State) nextKey(id *Identity) (*Identity, error) {
 	return s.next().makeKey()
 }
 
-func sameKey(a, b crypto.Signer) bool {
+// raisedKey returns the key in the TPM that is to replace a software key: that
+// of an earlier attempt, or a new one if there is a token for it. Otherwise it
+// returns other, which says that there is a software key.
+func (s *State) raisedKey(other error, token string) (*Identity, error) {
+	earlier, err := s.next().Load()
+	switch {
+	case err == nil:
+		return earlier, nil
+	case token == "":
+		return nil, other
+	case !errors.Is(err, ErrNotEnrolled) && !errors.Is(err, ErrBroken) && !errors.Is(err, ErrOtherKind):
+		return nil, err
+	}
+	return s.next().makeKey()
+}
+
+// unfinished returns the keys in the TPM that were to replace those of id by a
+// renewal whose end is not known: the collector may know them instead. Nil:
+// there are none.
+func (s *State) unfinished(id *Identity) *Identity {
+	if !id.InTPM() || !id.Enrolled() {
+		return nil
+	}
+	next, err := s.next().Load()
+	if err != nil || next.Enrolled() || sameKey(next.Key, id.Key) && sameKey(next.ak, id.ak) {
+		return nil
+	}
+	return next
+}
+
+func sameKey(a, b interface{ Public() crypto.PublicKey }) bool {
 	public, ok := a.Public().(interface{ Equal(crypto.PublicKey) bool })
 	return ok && public.Equal(b.Public())
 }
@@ -55,6 +85,14 @@ func (s *State) Spend(token string) error {
 		return fmt.Errorf("remembering the token: %w", err)
 	}
 	return nil
+}
+
+// spendAny is Spend, if there is a token.
+func (s *State) spendAny(token string) error {
+	if token == "" {
+		return nil
+	}
+	return s.Spend(token)
 }
 
 // Spent says whether a token is the one that Spend was told last.

@@ -30,6 +30,11 @@ const (
 // person has to decide: restore it, or remove it and enrol with a new token.
 var ErrBroken = errors.New("identity file is broken")
 
+// ErrOtherKind is the error for an identity whose key is protected otherwise
+// than this agent is set to. It stays as it is: neither a setting nor the
+// loss of one lowers the protection.
+var ErrOtherKind = errors.New("the stored key has another protection than device_key says")
+
 // State is the directory of the identity file.
 type State struct {
 	path string
@@ -69,10 +74,25 @@ func private(name string, info fs.FileInfo) error {
 // Path is the identity file.
 func (s *State) Path() string { return s.path }
 
-// Load reads the identity. It returns ErrNotEnrolled when there is no file,
-// and ErrBroken, with what is wrong, when there is one that is not whole. An
+// Load reads the identity, and sees that its keys belong to this machine's TPM.
+// It returns ErrNotEnrolled when there is no file; ErrBroken, with what is
+// wrong, when there is one that is not whole; ErrOtherKind; and for keys in a
+// TPM an error that wraps chip.ErrUnavailable when it does not answer, or
+// chip.ErrForeign and ErrNotEnrolled when the keys are not of this one. An
 // identity without a certificate is one that waits for approval.
 func (s *State) Load() (*Identity, error) {
+	id, err := s.read()
+	if err != nil {
+		return nil, err
+	}
+	if err := id.resident(); err != nil {
+		return nil, fmt.Errorf("identity in %s: %w", s.path, err)
+	}
+	return id, nil
+}
+
+// read is Load without asking the TPM.
+func (s *State) read() (*Identity, error) {
 	f, err := os.Open(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrNotEnrolled
@@ -93,7 +113,10 @@ func (s *State) Load() (*Identity, error) {
 		return nil, fmt.Errorf("reading identity: %w", err)
 	}
 	id, err := parse(content, s.keys)
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrOtherKind):
+		return nil, fmt.Errorf("%s: %w", s.path, err)
+	case err != nil:
 		return nil, fmt.Errorf("%w: %s: %w; restore it, or remove it and enrol with a new token", ErrBroken, s.path, err)
 	}
 	return id, nil
@@ -106,11 +129,18 @@ func (s *State) Save(id *Identity) error {
 	if err != nil {
 		return fmt.Errorf("storing key: %w", err)
 	}
-	content, err := json.MarshalIndent(record{
+	r := record{
 		Format: format, KeyKind: s.keys.Kind(), Key: stored,
 		Chain: raw(id.Chain), Servers: raw(id.Servers),
 		AssetNumber: id.AssetNumber, RenewAfter: id.RenewAfter,
-	}, "", "  ")
+		KeySince: id.keySince, AttestationKeySince: id.akSince,
+	}
+	if id.ak != nil {
+		if r.AttestationKey, err = id.ak.Stored(); err != nil {
+			return fmt.Errorf("storing attestation key: %w", err)
+		}
+	}
+	content, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return fmt.Errorf("storing identity: %w", err)
 	}
@@ -137,6 +167,11 @@ type record struct {
 	Servers     [][]byte  `json:"servers"`
 	AssetNumber string    `json:"asset_number"`
 	RenewAfter  time.Time `json:"renew_after"`
+
+	// Of a key in the TPM only: then both keys are blobs.
+	KeySince            time.Time `json:"key_since,omitzero"`
+	AttestationKey      []byte    `json:"attestation_key,omitempty"`
+	AttestationKeySince time.Time `json:"attestation_key_since,omitzero"`
 }
 
 func raw(certs []*x509.Certificate) [][]byte {
@@ -164,14 +199,13 @@ func parse(content []byte, keys Keys) (*Identity, error) {
 	if r.Format != format {
 		return nil, fmt.Errorf("format %d, this agent knows %d", r.Format, format)
 	}
-	if r.KeyKind != keys.Kind() {
-		return nil, fmt.Errorf("key of kind %q, this agent is set to %q", r.KeyKind, keys.Kind())
+	if err := sameKind(r.KeyKind, keys.Kind()); err != nil {
+		return nil, err
 	}
-	key, err := keys.Open(r.Key)
+	id, err := keysOf(r, keys)
 	if err != nil {
 		return nil, err
 	}
-	id := &Identity{Key: key, AssetNumber: r.AssetNumber, RenewAfter: r.RenewAfter}
 	if id.Servers, err = certificates(r.Servers); err != nil {
 		return nil, fmt.Errorf("servers: %w", err)
 	}
@@ -181,13 +215,47 @@ func parse(content []byte, keys Keys) (*Identity, error) {
 	if !id.Enrolled() {
 		return id, nil
 	}
-	if id.DeviceID, err = deviceOf(id.Chain[0], key); err != nil {
+	if id.DeviceID, err = deviceOf(id.Chain[0], id.Key); err != nil {
 		return nil, err
 	}
 	if len(id.Servers) == 0 {
 		return nil, errors.New("certificate without a collector's CA to trust")
 	}
 	return id, nil
+}
+
+// sameKind refuses keys of another kind than this agent is set to.
+func sameKind(stored, set string) error {
+	switch {
+	case stored == set:
+		return nil
+	case stored == KindSoftware && set == KindTPM:
+		return fmt.Errorf("%w: it is a software key, and device_key is tpm. Enrol anew with a new token "+
+			"(pfoertner-agent enrol --again), or set device_key to software", ErrOtherKind)
+	case stored == KindTPM && set == KindSoftware:
+		return fmt.Errorf("%w: it is in the TPM, and device_key is software. Set device_key to tpm; where the inventory "+
+			"permits a software key, purge this notebook and enrol it with a new token", ErrOtherKind)
+	}
+	return fmt.Errorf("key of kind %q, this agent is set to %q", stored, set)
+}
+
+// keysOf reads the keys of a record.
+func keysOf(r record, keys Keys) (*Identity, error) {
+	key, err := keys.Open(r.Key)
+	if err != nil {
+		return nil, err
+	}
+	id := &Identity{Key: key, AssetNumber: r.AssetNumber, RenewAfter: r.RenewAfter}
+	t, ok := keys.(TPM)
+	if !ok {
+		if len(r.AttestationKey) > 0 {
+			return nil, errors.New("attestation key beside a software key")
+		}
+		return id, nil
+	}
+	id.chip, id.keySince, id.akSince = t.Chip, r.KeySince, r.AttestationKeySince
+	id.ak, err = t.attestation(r.AttestationKey)
+	return id, err
 }
 
 func certificates(list [][]byte) ([]*x509.Certificate, error) {

@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"pfoertner/internal/attest"
@@ -65,6 +66,27 @@ func (t TPM) attestation(stored []byte) (*chip.Key, error) {
 		return nil, fmt.Errorf("attestation key: %w", err)
 	}
 	return key, nil
+}
+
+// resident returns nil when the TPM of this machine has the keys of id, and when
+// they are software keys; otherwise an error that wraps chip.ErrForeign and
+// ErrNotEnrolled, or chip.ErrUnavailable.
+func (id *Identity) resident() error {
+	if id.ak == nil {
+		return nil
+	}
+	key, ok := id.Key.(*chip.Key)
+	if !ok {
+		return fmt.Errorf("key of type %T is not in the TPM", id.Key)
+	}
+	err := key.Load()
+	if err == nil {
+		err = id.ak.Load()
+	}
+	if errors.Is(err, chip.ErrForeign) {
+		return fmt.Errorf("%w: %w", ErrNotEnrolled, err)
+	}
+	return unusable(err)
 }
 
 // unusable turns what a TPM says into one of the two things that it means to
@@ -133,8 +155,8 @@ func (id *Identity) Quote(nonce, exporter []byte) (*agentv1.Quote, error) {
 const maxFailure = 200
 
 func failure(err error) string {
-	text := err.Error()
-	return text[:min(len(text), maxFailure)]
+	text := strings.ToValidUTF8(err.Error(), "")
+	return strings.ToValidUTF8(text[:min(len(text), maxFailure)], "")
 }
 
 // CertifyVPN lets the attestation key state that this TPM holds a key for the

@@ -22,9 +22,10 @@ const askTimeout = 20 * time.Second
 // errEnrolled ends an attempt that has replaced an expired certificate.
 var errEnrolled = errors.New("the certificate has expired and was replaced by a new enrolment")
 
-// enrolAnew replaces a certificate that has expired, when somebody has brought
-// a new token meanwhile: a notebook that comes back after months has nobody at
-// the keyboard who could. A clock that is wrong must not cost a certificate
+// enrolAnew replaces a certificate that has expired: by the keys in the TPM,
+// which the collector knows, or with a token that somebody has brought
+// meanwhile: a notebook that comes back after months has nobody at the keyboard
+// who could. A clock that is wrong must not cost a certificate
 // that is good, so the collector has to say that it has expired. It returns
 // errEnrolled, a *identity.PendingError, or expired with whatever prevents it.
 func (a *agent) enrolAnew(ctx context.Context, id *identity.Identity, expired error) error {
@@ -38,7 +39,7 @@ func (a *agent) enrolAnew(ctx context.Context, id *identity.Identity, expired er
 	if err != nil {
 		return errors.Join(expired, err)
 	}
-	if spent, err := a.State.Spent(e.Token); err != nil || spent {
+	if spent, err := a.State.Spent(e.Token); err != nil || spent && !id.InTPM() {
 		return errors.Join(expired, err)
 	}
 	if !a.endedForCollector(ctx, id) {
@@ -52,7 +53,7 @@ func (a *agent) enrolAnew(ctx context.Context, id *identity.Identity, expired er
 		return errEnrolled
 	case errors.As(err, &waiting):
 		return err
-	case grpcstatus.Code(err) == codes.PermissionDenied:
+	case grpcstatus.Code(err) == codes.PermissionDenied && e.Token != "":
 		// Refused once is refused for good: asking again would only fill the
 		// collector's audit log.
 		err = errors.Join(err, a.State.Spend(e.Token))

@@ -31,6 +31,7 @@ import (
 	"pfoertner/agent/identity"
 	"pfoertner/agent/status"
 	"pfoertner/agent/uplink"
+	"pfoertner/internal/attest/chip"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
@@ -138,7 +139,17 @@ func (w waiting) NotYet(err error) {
 		w.board.Waiting(p.Fingerprint)
 		return
 	}
-	w.board.NotEnrolled(obstacle(err))
+	var other *identity.CopiedError
+	switch {
+	case errors.Is(err, chip.ErrUnavailable):
+		w.board.Connection(status.NoTPM)
+	case errors.Is(err, identity.ErrOtherKind):
+		w.board.Connection(status.OtherProtection)
+	case errors.As(err, &other):
+		w.board.NotEnrolled(status.ForeignKeys)
+	default:
+		w.board.NotEnrolled(obstacle(err))
+	}
 }
 
 // obstacle is what an error of an attempt to enrol means to people.
@@ -149,6 +160,8 @@ func obstacle(err error) status.Obstacle {
 	switch {
 	case errors.Is(err, identity.ErrNoToken):
 		return status.NoToken
+	case errors.Is(err, identity.ErrNotExpected):
+		return status.NotExpected
 	// gRPC passes on as text only why a handshake ended.
 	case errors.Is(err, uplink.ErrPin), errors.As(err, &unknown), strings.Contains(err.Error(), "failed to verify certificate"):
 		return status.WrongAuthority
@@ -271,6 +284,10 @@ func (a *agent) setback(err error) (status.Connection, time.Duration) {
 	switch {
 	case errors.As(err, new(*identity.PendingError)):
 		return status.Pending, a.refused.Next()
+	case errors.Is(err, chip.ErrUnavailable):
+		return status.NoTPM, a.retry.Next()
+	case errors.Is(err, identity.ErrOtherKind):
+		return status.OtherProtection, a.refused.Next()
 	case errors.Is(err, identity.ErrExpired):
 		return status.Expired, a.refused.Next()
 	case errors.Is(err, identity.ErrNotEnrolled):

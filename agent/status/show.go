@@ -58,19 +58,23 @@ func (p *page) connection(s Summary) {
 		Refused: p.words.refused, Expired: p.words.expired, Untrusted: p.words.untrusted,
 		NotEnrolled: p.words.notEnrolled, Pending: p.words.pending,
 		NotConfigured: p.words.notConfigured, Broken: p.words.broken,
+		NoTPM: p.words.noTPM, OtherProtection: p.words.otherProtection,
 	}
 	b, ok := blocks[s.Connection]
 	if !ok {
 		return
 	}
-	key, copied := "", ""
+	key, copied, foreign := "", "", ""
 	if s.Fingerprint != "" {
 		key = fmt.Sprintf(p.words.fingerprint, s.Fingerprint)
 	}
 	if s.Copied {
 		copied = p.words.copied
 	}
-	p.heading(b.title, b.text, copied, p.obstacle(s.Obstacle), key)
+	if s.ForeignKeys {
+		foreign = p.words.foreignKeys
+	}
+	p.heading(b.title, b.text, copied, foreign, p.obstacle(s.Obstacle), key)
 }
 
 func (p *page) obstacle(o Obstacle) string {
@@ -83,6 +87,10 @@ func (p *page) obstacle(o Obstacle) string {
 		return p.words.notReached
 	case WrongAuthority:
 		return p.words.wrongAuthority
+	case NotExpected:
+		return p.words.notExpected
+	case ForeignKeys:
+		return p.words.foreignKeys
 	}
 	return ""
 }

@@ -42,6 +42,11 @@ const (
 	Pending Connection = "pending"
 	// NotConfigured: nobody has named a collector yet.
 	NotConfigured Connection = "not_configured"
+	// NoTPM: the TPM, which holds the device key, does not answer.
+	NoTPM Connection = "no_tpm"
+	// OtherProtection: the stored key is protected otherwise than the
+	// configuration says.
+	OtherProtection Connection = "other_protection"
 	// Broken: the service cannot work on this notebook until somebody mends it.
 	Broken Connection = "broken"
 )
@@ -60,6 +65,12 @@ const (
 	NotReached Obstacle = "unreachable"
 	// WrongAuthority: whoever answers is not the collector that was named.
 	WrongAuthority Obstacle = "wrong_authority"
+	// NotExpected: the collector does not expect this notebook's TPM, and there
+	// is no token.
+	NotExpected Obstacle = "not_expected"
+	// ForeignKeys: key and certificate were not of this machine's TPM, and were
+	// set aside.
+	ForeignKeys Obstacle = "foreign_keys"
 )
 
 // Summary is the public file.
@@ -72,6 +83,9 @@ type Summary struct {
 	// Copied: key and certificate of another machine were found here and set
 	// aside, and this one is not enrolled yet.
 	Copied bool `json:"copied,omitempty"`
+	// ForeignKeys: the TPM did not have the keys that were found here; they were
+	// set aside, and this machine is not enrolled again yet.
+	ForeignKeys bool `json:"foreign_keys,omitempty"`
 	// LastContact is when the collector last stored a report; zero: never.
 	LastContact time.Time `json:"last_contact,omitzero"`
 	// Judgement is nil before the first result.
@@ -166,13 +180,18 @@ func NewBoard(path string, log *slog.Logger) *Board {
 func (b *Board) Connection(c Connection) {
 	b.update(func(s *Summary) {
 		s.Connection, s.Fingerprint, s.Obstacle = c, "", ""
-		s.Copied = s.Copied && c != Online
+		s.Copied, s.ForeignKeys = s.Copied && c != Online, s.ForeignKeys && c != Online
 	})
 }
 
 // NotEnrolled says that there is no certificate yet, and why.
 func (b *Board) NotEnrolled(o Obstacle) {
-	b.update(func(s *Summary) { s.Connection, s.Fingerprint, s.Obstacle = NotEnrolled, "", o })
+	b.update(func(s *Summary) {
+		s.Connection, s.Fingerprint, s.Obstacle = NotEnrolled, "", o
+		if o == ForeignKeys {
+			s.ForeignKeys, s.Obstacle = true, ""
+		}
+	})
 }
 
 // Copied says that an identity of another machine was found and set aside. What

@@ -14,10 +14,11 @@ type Words struct {
 
 	admit, quarantine, deny, ended                    block
 	refused, expired, untrusted, notEnrolled, pending block
-	notConfigured, broken                             block
+	notConfigured, broken, noTPM, otherProtection     block
 
-	copied                                            string
+	copied, foreignKeys                               string
 	noToken, tokenRefused, notReached, wrongAuthority string
+	notExpected                                       string
 
 	noneTitle, none                               string
 	fingerprint, code, more                       string
@@ -76,6 +77,12 @@ func german() *Words {
 			"Dem Gerät wurde noch nicht mitgeteilt, bei welcher zentralen Stelle es sich melden soll. Bitte wenden Sie sich an Ihre IT-Stelle. Sobald die Angabe vorliegt, arbeitet der Dienst von selbst weiter."},
 		broken: block{"Der Dienst auf Ihrem Dienst-Notebook kann nicht arbeiten",
 			"Der Dienst pfoertner-agent kann seine eigenen Dateien nicht benutzen. Bitte wenden Sie sich an Ihre IT-Stelle."},
+		noTPM: block{"Der Sicherheitschip Ihres Dienst-Notebooks antwortet nicht",
+			"Der Schlüssel dieses Geräts liegt im Sicherheitschip (TPM 2.0). Solange dieser nicht antwortet, kann sich das Gerät nicht melden. Es versucht es von selbst wieder. Starten Sie das Gerät neu. Hilft das nicht, wenden Sie sich bitte an Ihre IT-Stelle: Sie prüft, ob der Chip in den Einstellungen der Firmware (UEFI) eingeschaltet ist."},
+		otherProtection: block{"Der Schlüssel Ihres Dienst-Notebooks ist anders geschützt als eingestellt",
+			"Eingestellt ist, ob der Schlüssel im Sicherheitschip (TPM) oder in einer Datei liegt (device_key). Der vorhandene Schlüssel passt nicht dazu und wird nicht benutzt. Bitte wenden Sie sich an Ihre IT-Stelle: Sie nimmt das Gerät neu auf oder berichtigt die Einstellung."},
+		foreignKeys:    "Der Sicherheitschip (TPM) des Geräts kennt den bisherigen Schlüssel nicht. Er wurde zurückgesetzt oder mit der Hauptplatine getauscht, oder die Dateien stammen von einem anderen Gerät. Der alte Schlüssel wird nicht mehr benutzt; die Aufnahme beginnt von selbst neu.",
+		notExpected:    "Grund: Die zentrale Stelle erwartet dieses Gerät nicht. Nennen Sie Ihrer IT-Stelle die Seriennummer; sie gibt die Aufnahme frei oder ein Einmalkennwort (Token) aus.",
 		copied:         "Auf dem Gerät lag die Aufnahme eines anderen Geräts, zum Beispiel aus einem Abbild. Sie wird nicht benutzt: Jedes Gerät braucht seine eigene.",
 		noToken:        "Grund: Das Einmalkennwort für die Aufnahme (Token) fehlt auf dem Gerät.",
 		tokenRefused:   "Grund: Die zentrale Stelle hat die Aufnahme abgelehnt. Das Einmalkennwort (Token) ist verbraucht, abgelaufen oder gehört zu einem anderen Gerät.",
@@ -129,6 +136,12 @@ func english() *Words {
 			"The device was not told yet which collector to report to. Please ask your IT service. As soon as it is named, the service goes on by itself."},
 		broken: block{"The service on your service notebook cannot work",
 			"The service pfoertner-agent cannot use its own files. Please ask your IT service."},
+		noTPM: block{"The security chip of your service notebook does not answer",
+			"The key of this device is in its security chip (TPM 2.0). As long as that does not answer, the device cannot report. It tries again by itself. Restart the device. If that does not help, please ask your IT service: it checks whether the chip is switched on in the settings of the firmware (UEFI)."},
+		otherProtection: block{"The key of your service notebook is protected otherwise than configured",
+			"A setting says whether the key is in the security chip (TPM) or in a file (device_key). The key that is there does not match it and is not used. Please ask your IT service: it enrols the device again or corrects the setting."},
+		foreignKeys:    "The security chip (TPM) of the device does not know the key it had. It was cleared or replaced with the mainboard, or the files are from another device. The old key is not used any more; the enrolment begins again by itself.",
+		notExpected:    "Reason: the collector does not expect this device. Tell your IT service its serial number; it opens the enrolment or hands out a one-time token.",
 		copied:         "The device carried the enrolment of another one, for example from an image. It is not used: every device needs its own.",
 		noToken:        "Reason: the one-time token for the enrolment is missing on the device.",
 		tokenRefused:   "Reason: the collector has refused the enrolment. The one-time token is used up, has expired or belongs to another device.",
