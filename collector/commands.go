@@ -9,12 +9,12 @@ import (
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // client is what operators' commands share: where the server is, who asks, and
@@ -44,8 +44,11 @@ func newRoot(out, progress io.Writer) *cobra.Command {
 	f.StringVar(&c.lang, "lang", language(os.Getenv("LC_ALL"), os.Getenv("LC_MESSAGES"), os.Getenv("LANG")), "language of explanations: de or en")
 	root.AddCommand(
 		newServe(), newInit(out), newBundle(out), newVersion(out),
-		c.inventory(), c.bind(), c.token(), c.setState(),
-		c.devices(), c.explain(), c.sessions(), c.events(),
+		c.inventory(), c.bind(), c.token(),
+		c.approve(), c.reject(), c.suspend(), c.resume(), c.retire(), c.setState(),
+		c.reimageWindow(), c.tpmExchange(), c.softwareKey(), c.proposals(),
+		c.endorsement(), c.bootReferences(),
+		c.devices(), c.explain(), c.sessions(), c.events(), c.collect(),
 		c.policy(), c.references(), c.audit(), c.appraise(), c.ca(),
 	)
 	return root
@@ -121,10 +124,7 @@ func plain(err error) string {
 }
 
 // at prints a moment in local time; "–" for none.
-func at(t interface {
-	IsValid() bool
-	AsTime() time.Time
-}) string {
+func at(t *timestamppb.Timestamp) string {
 	if !t.IsValid() {
 		return "–"
 	}

@@ -88,7 +88,7 @@ func (c *client) listDevices(ctx context.Context, fleet fleetv1.FleetServiceClie
 	if c.json {
 		return nil
 	}
-	return c.table("ASSET UNIT STATE VERDICT CODE ONLINE LAST-SEEN", rows)
+	return c.table("ASSET UNIT STATE VERDICT CODE ONLINE LAST-SEEN MARKS", rows)
 }
 
 func deviceRow(d *fleetv1.Device) []string {
@@ -101,11 +101,13 @@ func deviceRow(d *fleetv1.Device) []string {
 	}
 	return []string{
 		d.GetAsset().GetAssetNumber(), dash(d.GetAsset().GetUnit()), word(d.GetAsset().GetState()),
-		verdict, dash(d.GetResult().GetCode()), online, at(d.GetLastSeenAt()),
+		verdict, dash(d.GetResult().GetCode()), online, at(d.GetLastSeenAt()), marks(d),
 	}
 }
 
-// showDevice prints what is known of one device, line by line.
+// showDevice prints what is known of one device, line by line: what the
+// inventory says, what binds it to its hardware, what its TPM vouches for, and
+// apart from that what the notebook says of itself.
 func (c *client) showDevice(d *fleetv1.Device) error {
 	a, res := d.GetAsset(), d.GetResult()
 	seen := at(d.GetLastSeenAt())
@@ -119,29 +121,39 @@ func (c *client) showDevice(d *fleetv1.Device) error {
 			verdict += ", code " + res.GetCode()
 		}
 	}
-	certificates := make([]string, len(a.GetVpnCertificatesSha256()))
-	for i, sum := range a.GetVpnCertificatesSha256() {
-		certificates[i] = fmt.Sprintf("%x", sum)
-	}
+	i := identity{when: at}
 	w := tabwriter.NewWriter(c.out, 0, 4, 2, ' ', 0)
-	for _, row := range [][2]string{
-		{"asset", a.GetAssetNumber()},
-		{"device", d.GetId()},
-		{"state", word(a.GetState())},
-		{"unit", a.GetUnit()},
-		{"groups", strings.Join(a.GetGroups(), ", ")},
-		{"model", strings.TrimSpace(a.GetVendor() + " " + a.GetModel())},
-		{"serial", a.GetSerial()},
-		{"key", word(a.GetKeyProtection())},
-		{"VPN certificate", strings.Join(certificates, ", ")},
-		{"enrolled", at(d.GetEnrolledAt())},
-		{"certificate until", at(d.GetCertificateExpiresAt())},
-		{"agent", d.GetAgentVersion()},
-		{"last seen", seen},
-		{"evidence", at(res.GetCollectedAt())},
-		{"verdict", verdict},
-	} {
-		fmt.Fprintf(w, "%s\t%s\n", row[0], dash(row[1]))
+	rows := func(facts ...fact) {
+		for _, f := range facts {
+			fmt.Fprintf(w, "%s\t%s\n", f.label, dash(f.value))
+		}
+	}
+	rows(
+		fact{"asset", a.GetAssetNumber()},
+		fact{"device", d.GetId()},
+		fact{"state", word(a.GetState())},
+		fact{"unit", a.GetUnit()},
+		fact{"groups", strings.Join(a.GetGroups(), ", ")},
+		fact{"model", strings.TrimSpace(a.GetVendor() + " " + a.GetModel())},
+		fact{"serial", a.GetSerial()},
+	)
+	rows(i.about(d)...)
+	rows(
+		fact{"enrolled", at(d.GetEnrolledAt())},
+		fact{"certificate until", at(d.GetCertificateExpiresAt())},
+		fact{"last seen", seen},
+		fact{"verdict", verdict},
+	)
+	if d.GetId() != "" {
+		fmt.Fprintln(w, "\nthe TPM vouches for")
+		rows(i.attested(d.GetAttested())...)
+		fmt.Fprintln(w, "\nthe notebook reports itself")
+		boot := d.GetEvidence().GetSecureBoot()
+		rows(
+			fact{"evidence", at(res.GetCollectedAt())},
+			fact{"agent", d.GetAgentVersion()},
+			fact{"Secure Boot", i.secureBoot(boot.GetEnabled(), boot.GetSetupMode())},
+		)
 	}
 	fmt.Fprintf(w, "\n\"explain %s\" says why; --json shows all of the evidence.\n", a.GetAssetNumber())
 	return w.Flush()
@@ -165,7 +177,7 @@ func (c *client) explain() *cobra.Command {
 					if i > 0 {
 						fmt.Fprintln(c.out, strings.Repeat("─", 72))
 					}
-					fmt.Fprint(c.out, appraisal.Explain(e, c.lang, time.Local))
+					fmt.Fprint(c.out, appraisal.Explain(e, c.lang, time.Local), identityOf(e, c.lang))
 				}
 				return nil
 			})
@@ -200,6 +212,7 @@ func (c *client) sessions() *cobra.Command {
 				if c.json {
 					return c.printJSON(answer)
 				}
+				i := identity{when: at}
 				var rows [][]string
 				for _, s := range answer.GetSessions() {
 					verdict := word(s.GetVerdict())
@@ -207,11 +220,11 @@ func (c *client) sessions() *cobra.Command {
 						verdict += " (cut not confirmed)"
 					}
 					rows = append(rows, []string{
-						s.GetGateway(), dash(s.GetAssetNumber()), verdict,
+						s.GetGateway(), dash(s.GetAssetNumber()), verdict, dash(i.proof(s)),
 						dash(strings.Join(s.GetTunnelAddresses(), ",")), at(s.GetSince()), at(s.GetLeaseEndsAt()),
 					})
 				}
-				return c.table("GATEWAY ASSET VERDICT ADDRESS SINCE LEASE-ENDS", rows)
+				return c.table("GATEWAY ASSET VERDICT TUNNEL-PROOF ADDRESS SINCE LEASE-ENDS", rows)
 			})
 		},
 	}
