@@ -2,9 +2,11 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"pfoertner/collector/attestation"
 	"pfoertner/collector/audit"
@@ -15,7 +17,7 @@ import (
 // EachTPM hands out what is known of the devices' TPMs, ordered by device id.
 func (s *Store) EachTPM(ctx context.Context, fn func(attestation.Known) error) error {
 	err := each(ctx, s, "", func(k attestation.Known) string { return k.DeviceID }, scanTPM,
-		`SELECT device_id, endorsement_key, attestation_key, since, clock, previous_key, previous_clock, virtual, attestation, failure
+		`SELECT device_id, endorsement_key, attestation_key, since, clock, previous_key, previous_clock, virtual, attestation, boot_loaders, failure
 			FROM tpms WHERE device_id > ? ORDER BY device_id LIMIT ?`, fn)
 	if err != nil {
 		return fmt.Errorf("reading TPMs: %w", err)
@@ -58,28 +60,38 @@ func encodeTPM(k attestation.Known) (func(*tx) error, error) {
 	} else {
 		previousClock = encodeClock(k.PreviousClock)
 	}
+	loaders := []byte{}
+	for _, digest := range k.BootLoaders {
+		if len(digest) != sha256.Size {
+			return nil, fmt.Errorf("digest of a boot loader has %d bytes, want %d", len(digest), sha256.Size)
+		}
+		loaders = append(loaders, digest...)
+	}
 	return func(t *tx) error {
 		_, err := t.exec(`INSERT INTO tpms (device_id, endorsement_key, attestation_key, since, clock,
-				previous_key, previous_clock, virtual, attestation, failure) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+				previous_key, previous_clock, virtual, attestation, boot_loaders, failure) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT (device_id) DO UPDATE SET
 				endorsement_key = excluded.endorsement_key, attestation_key = excluded.attestation_key, since = excluded.since,
 				clock = excluded.clock, previous_key = excluded.previous_key, previous_clock = excluded.previous_clock,
-				virtual = excluded.virtual, attestation = excluded.attestation, failure = excluded.failure`,
+				virtual = excluded.virtual, attestation = excluded.attestation, boot_loaders = excluded.boot_loaders, failure = excluded.failure`,
 			k.DeviceID, k.EndorsementKey, k.AttestationKey, nanos(k.Since), encodeClock(k.Clock),
-			previous, previousClock, k.Virtual, stated, k.Failure)
+			previous, previousClock, k.Virtual, stated, loaders, k.Failure)
 		return err
 	}, nil
 }
 
 func scanTPM(rows *sql.Rows) (k attestation.Known, err error) {
 	var since int64
-	var clock, previousClock, stated []byte
+	var clock, previousClock, stated, loaders []byte
 	err = rows.Scan(&k.DeviceID, &k.EndorsementKey, &k.AttestationKey, &since, &clock,
-		&k.PreviousAttestationKey, &previousClock, &k.Virtual, &stated, &k.Failure)
+		&k.PreviousAttestationKey, &previousClock, &k.Virtual, &stated, &loaders, &k.Failure)
 	if err != nil {
 		return k, err
 	}
 	k.Since = fromNanos(since)
+	for digest := range slices.Chunk(loaders, sha256.Size) {
+		k.BootLoaders = append(k.BootLoaders, digest)
+	}
 	if k.Clock, err = decodeClock(clock); err != nil {
 		return k, fmt.Errorf("%s: %w", k.DeviceID, err)
 	}

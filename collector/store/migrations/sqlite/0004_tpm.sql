@@ -6,7 +6,8 @@ CREATE TABLE endorsement_keys (
 CREATE INDEX endorsement_keys_by_asset ON endorsement_keys (asset_number);
 
 -- What is known of each device's TPM. Clocks are encoded by tpms.go; previous_key
--- is the attestation key before a renewal, NULL when there is none.
+-- is the attestation key before a renewal, NULL when there is none; boot_loaders
+-- are SHA-256 digests, one after the other.
 CREATE TABLE tpms (
     device_id          TEXT PRIMARY KEY REFERENCES devices (device_id),
     endorsement_key    BLOB NOT NULL,
@@ -17,6 +18,7 @@ CREATE TABLE tpms (
     previous_clock     BLOB,
     virtual            INTEGER NOT NULL,
     attestation        BLOB,
+    boot_loaders       BLOB NOT NULL,
     failure            TEXT NOT NULL
 ) STRICT;
 
