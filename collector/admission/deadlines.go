@@ -13,12 +13,13 @@ const longestSleep = 30 * time.Second
 const atOnce = 256
 
 // deadline is one moment at which something has to be decided again. It
-// belongs to one device or to one gate.
+// belongs to one device, to one gate or to one session.
 type deadline struct {
-	at     time.Time
-	place  int // in the heap, from 1; 0: not in it
-	device *device
-	gate   *gate
+	at      time.Time
+	place   int // in the heap, from 1; 0: not in it
+	device  *device
+	gate    *gate
+	session *session
 }
 
 // deadlines are all moments that the Desk waits for, the next one first.
@@ -128,11 +129,17 @@ func (d *Desk) fire() (more bool) {
 	var expired []*device
 	var ids []string
 	var renewed []*gate
+	var overdue int
 	now := d.options.Now()
-	for len(ids)+len(renewed) < atOnce {
+	for len(ids)+len(renewed)+overdue < atOnce {
 		dl := d.deadlines.due(now)
 		if dl == nil {
 			break
+		}
+		if dl.session != nil {
+			d.cutUnproven(dl.session, now)
+			overdue++
+			continue
 		}
 		if dl.gate != nil {
 			renewed = append(renewed, dl.gate)
@@ -157,7 +164,7 @@ func (d *Desk) fire() (more bool) {
 	for _, g := range renewed {
 		d.renewAll(g, now)
 	}
-	return len(ids)+len(renewed) == atOnce
+	return len(ids)+len(renewed)+overdue == atOnce
 }
 
 // wake puts a signal into a channel of capacity 1; one that waits already is

@@ -46,11 +46,16 @@ const (
 	Stale
 	// Appraised: the newest result says so.
 	Appraised
+	// Unproven: the gateway's sessions need a tunnel proof, and this one has
+	// none yet.
+	Unproven
+	// NotProven: the tunnel proof did not come in time.
+	NotProven
 )
 
 // String is the cause as audit records name it.
 func (c Cause) String() string {
-	names := [...]string{"unknown", "not_enrolled", "suspended", "retired", "never_reported", "stale", "appraised"}
+	names := [...]string{"unknown", "not_enrolled", "suspended", "retired", "never_reported", "stale", "appraised", "unproven", "not_proven"}
 	if int(c) < len(names) {
 		return names[c]
 	}
@@ -96,6 +101,33 @@ func Decide(f *Facts, now time.Time) Decision {
 	d := Decision{Verdict: f.Verdict, Cause: Appraised}
 	if fresh {
 		d.Until = f.ExpiresAt
+	}
+	return d
+}
+
+// Proof is where one session stands with its tunnel proof. The zero Proof asks
+// for nothing.
+type Proof uint8
+
+const (
+	// ProofNotNeeded: the gateway does not ask for it, or it is there.
+	ProofNotNeeded Proof = iota
+	// ProofMissing: it may still come. Quarantine at most.
+	ProofMissing
+	// ProofOverdue: it did not come in time. The session is denied, whatever
+	// its identity may.
+	ProofOverdue
+)
+
+// limited is the decision for one session, by its tunnel proof. It never
+// raises.
+func (d Decision) limited(p Proof) Decision {
+	switch {
+	case p == ProofNotNeeded || d.Verdict == posturev1.Verdict_VERDICT_DENY:
+	case p != ProofMissing:
+		return Decision{Cause: NotProven}
+	case d.Verdict == posturev1.Verdict_VERDICT_ADMIT:
+		d.Verdict, d.Cause = posturev1.Verdict_VERDICT_QUARANTINE, Unproven
 	}
 	return d
 }

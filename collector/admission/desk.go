@@ -19,6 +19,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -117,6 +118,12 @@ type Desk struct {
 	live       map[fingerprint][]*session
 	deadlines  deadlines
 	onExpiry   func(deviceID string)
+
+	// tunnelPolicy is asked once for each gateway; addresses finds the sessions
+	// with a tunnel address, proven the session that a device has proven.
+	tunnelPolicy TunnelPolicy
+	addresses    map[netip.Addr][]*session
+	proven       map[string]*session
 }
 
 // NewDesk returns a Desk that knows nobody and is not Ready.
@@ -146,6 +153,8 @@ func NewDesk(o Options) *Desk {
 		gates:      map[string]*gate{},
 		live:       map[fingerprint][]*session{},
 		deadlines:  newDeadlines(),
+		addresses:  map[netip.Addr][]*session{},
+		proven:     map[string]*session{},
 	}
 }
 
@@ -289,6 +298,7 @@ func (d *Desk) place(st *standing, decision Decision, appraisedAt, now time.Time
 		}
 	}
 	for _, s := range d.live[st.certificate] {
+		d.await(s, now)
 		s.decided(st, decision, d.options.LeaseTTL, appraisedAt, now)
 	}
 }
@@ -316,6 +326,7 @@ func (d *Desk) forget(c fingerprint, now time.Time) {
 	gone := unknownStanding(c)
 	d.log(gone)
 	for _, s := range d.live[c] {
+		d.await(s, now)
 		s.decided(gone, Decision{}, d.options.LeaseTTL, time.Time{}, now)
 	}
 }
@@ -364,12 +375,14 @@ func (d *Desk) Admit(gateway string, s *gatev1.SessionFacts) (Answer, error) {
 	if i, ok := d.identities[c]; ok && proper {
 		facts = d.standings[i].facts
 	}
-	if g := d.gates[gateway]; g != nil {
-		g.seen.Store(now.UnixNano())
-	}
+	g := d.gates[gateway]
+	due := d.dueFor(g, gateway, s.GetSessionId(), c, facts)
 	d.mu.RUnlock()
+	if g != nil {
+		d.heard(g, now)
+	}
 
-	decision := Decide(facts, now)
+	decision := Decide(facts, now).limited(due)
 	answer := Answer{
 		Verdict:  decision.Verdict,
 		Position: lease.Position{Epoch: d.options.Epoch, Sequence: sequence},
@@ -380,7 +393,7 @@ func (d *Desk) Admit(gateway string, s *gatev1.SessionFacts) (Answer, error) {
 		answer.DeviceID = facts.DeviceID
 	}
 	d.options.Metrics.admission(decision.Verdict)
-	if decision.Verdict != posturev1.Verdict_VERDICT_ADMIT {
+	if decision.Verdict != posturev1.Verdict_VERDICT_ADMIT && decision.Cause != Unproven {
 		answer.Code = refusalCode(facts, decision, c)
 		answer.Message = message(facts, decision, answer.Code)
 		d.refusals.note(gateway, s, facts, decision, answer, d.options.Metrics)

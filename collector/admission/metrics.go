@@ -31,6 +31,8 @@ type Metrics struct {
 	kicks      prometheus.Counter
 	renewed    prometheus.Counter
 	unrecorded prometheus.Counter
+	// proofs are tunnel proofs taken, proofsMissed sessions cut without one.
+	proofs, proofsMissed prometheus.Counter
 }
 
 // NewMetrics registers the Desk's metrics; with nil they are counted and shown
@@ -64,6 +66,14 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 		unrecorded: f.NewCounter(prometheus.CounterOpts{
 			Name: "pfoertner_refusals_unlisted_total",
 			Help: "Refusals that were recorded only as a number because too many came at once.",
+		}),
+		proofs: f.NewCounter(prometheus.CounterOpts{
+			Name: "pfoertner_tunnel_proofs_total",
+			Help: "Sessions that a notebook has proven to be its own.",
+		}),
+		proofsMissed: f.NewCounter(prometheus.CounterOpts{
+			Name: "pfoertner_tunnel_proofs_missed_total",
+			Help: "Live sessions that were cut because their tunnel proof did not come in time.",
 		}),
 	}
 	for verdict, label := range verdictLabels {

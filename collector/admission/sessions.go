@@ -29,6 +29,8 @@ type gate struct {
 	// renew holds the sessions that get a new lease with the next Take.
 	renew   map[*session]struct{}
 	renewal deadline
+	// tunnel is what policy says of tunnel proofs here.
+	tunnel tunnelRule
 	// seen is the last sign of life, Unix nanoseconds.
 	seen atomic.Int64
 }
@@ -52,6 +54,8 @@ type session struct {
 	// The last lowering of its verdict: when the evidence for it was at hand,
 	// when it was decided, when the gateway was told. Zero where not known.
 	appraisedAt, loweredAt, toldAt time.Time
+
+	tunnel tunnelState
 }
 
 // Report takes what happened on a gateway, in order. It returns what has to be
@@ -66,7 +70,7 @@ func (d *Desk) Report(gateway string, req *gatev1.ReportRequest) ([]audit.Record
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	g := d.gateOf(gateway)
-	g.seen.Store(now.UnixNano())
+	d.heardLocked(g, now)
 	named := map[string]bool{}
 	for _, e := range req.GetEvents() {
 		switch what := e.GetEvent().(type) {
@@ -78,7 +82,7 @@ func (d *Desk) Report(gateway string, req *gatev1.ReportRequest) ([]audit.Record
 			d.over(g.sessions[what.Down.GetSessionId()])
 		case *gatev1.SessionEvent_Roamed:
 			if s := g.sessions[what.Roamed.GetSessionId()]; s != nil {
-				s.addresses = what.Roamed.GetTunnelAddresses()
+				d.roamed(s, what.Roamed.GetTunnelAddresses(), now)
 			}
 		case *gatev1.SessionEvent_CutConfirmed:
 			records = append(records, d.confirmed(g, what.CutConfirmed, now))
@@ -103,6 +107,7 @@ func (d *Desk) gateOf(name string) *gate {
 	if g == nil {
 		g = &gate{name: name, sessions: map[string]*session{}, renew: map[*session]struct{}{}}
 		g.renewal.gate = g
+		g.tunnel = d.tunnelRule(name)
 		d.gates[name] = g
 	}
 	return g
@@ -117,7 +122,8 @@ func (d *Desk) up(g *gate, up *gatev1.SessionUp, at time.Time, full bool, now ti
 	if at.IsZero() || at.After(now) {
 		at = now
 	}
-	d.over(g.sessions[facts.GetSessionId()])
+	before := g.sessions[facts.GetSessionId()]
+	d.over(before)
 	s := &session{
 		gate:        g,
 		metrics:     d.options.Metrics,
@@ -130,12 +136,10 @@ func (d *Desk) up(g *gate, up *gatev1.SessionUp, at time.Time, full bool, now ti
 	g.sessions[s.id] = s
 	d.live[c] = append(d.live[c], s)
 	s.metrics.session(s.verdict, 1)
+	d.settleTunnel(s, before, now)
 
 	st := d.standingOf(c)
-	decision := Decision{}
-	if !st.removed {
-		decision = Decide(st.facts, now)
-	}
+	decision := decisionOf(st, now)
 	if s.verdict == posturev1.Verdict_VERDICT_DENY {
 		// The gateway is about to cut it. It gets no lease, whatever it could
 		// have by now.
@@ -143,7 +147,7 @@ func (d *Desk) up(g *gate, up *gatev1.SessionUp, at time.Time, full bool, now ti
 		return
 	}
 	s.leaseEndsAt = now.Add(decision.leaseTime(d.options.LeaseTTL, now))
-	if s.verdict != st.verdict {
+	if v := s.may(st); s.verdict != v && v == st.verdict {
 		d.restate(st)
 		g.wake()
 	}
@@ -159,6 +163,7 @@ func (d *Desk) over(s *session) {
 		return
 	}
 	s.metrics.session(s.verdict, -1)
+	d.leave(s)
 	delete(s.gate.sessions, s.id)
 	delete(s.gate.renew, s)
 	if rest := slices.DeleteFunc(d.live[s.certificate], func(o *session) bool { return o == s }); len(rest) > 0 {
@@ -213,22 +218,31 @@ func (d *Desk) alarm(g *gate, a *gatev1.GateAlarm, now time.Time) audit.Record {
 	return record
 }
 
+// may is the most that the session may do: what its identity may, limited by
+// its tunnel proof.
+func (s *session) may(st *standing) posturev1.Verdict {
+	return Decision{Verdict: st.verdict}.limited(s.proof(st)).Verdict
+}
+
 // decided tells a live session what its identity was decided to.
 func (s *session) decided(st *standing, decision Decision, ttl time.Duration, appraisedAt, now time.Time) {
+	v := s.may(st)
 	switch {
 	case s.ordered:
-	case st.verdict < s.verdict:
-		s.set(st.verdict, appraisedAt, now)
-		s.cutPending = st.verdict == posturev1.Verdict_VERDICT_DENY
+	case v < s.verdict:
+		s.set(v, appraisedAt, now)
+		s.cutPending = v == posturev1.Verdict_VERDICT_DENY
 		if s.cutPending {
 			s.metrics.kicks.Inc()
+		}
+		if s.cutPending && v == st.verdict { // the standing says it
 			delete(s.gate.renew, s)
 		} else {
 			s.renewNow()
 		}
 		s.gate.wake()
-	case st.verdict > s.verdict:
-		s.set(st.verdict, time.Time{}, time.Time{})
+	case v > s.verdict:
+		s.set(v, time.Time{}, time.Time{})
 		s.cutPending = false
 		s.renewNow()
 	case s.leaseEndsAt.Before(now.Add(min(2*ttl/3, decision.leaseTime(ttl, now)))):
@@ -302,9 +316,11 @@ func (d *Desk) listed(s *session, now time.Time) *fleetv1.Session {
 		CutPending:        s.cutPending,
 		GatewayLost:       s.gate.lost(d.options.Heartbeat, now),
 	}
-	if st := d.standingOf(s.certificate); st.facts != nil {
+	st := d.standingOf(s.certificate)
+	if st.facts != nil {
 		listed.DeviceId, listed.AssetNumber = st.facts.DeviceID, st.facts.AssetNumber
 	}
+	s.listTunnel(st, listed)
 	return listed
 }
 

@@ -40,6 +40,14 @@ var causeTexts = [...]struct{ De, En string }{
 		De: "Kein Zugang: Dieses Dienst-Notebook erfüllt die Richtlinie nicht.",
 		En: "No access: this service notebook does not meet the policy.",
 	},
+	Unproven: {
+		De: "Quarantäne: Ihr Dienst-Notebook weist diese Verbindung noch nach. Bitte warten Sie eine Minute.",
+		En: "Quarantine: your service notebook is still proving this connection. Please wait a minute.",
+	},
+	NotProven: {
+		De: "Kein Zugang: Ihr Dienst-Notebook hat diese Verbindung nicht als seine eigene nachgewiesen.",
+		En: "No access: your service notebook has not proven this connection to be its own.",
+	},
 }
 
 // message is what the user reads: one line of at most 200 bytes in each

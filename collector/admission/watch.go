@@ -110,7 +110,7 @@ func (d *Desk) Watch(gateway string, from lease.Position) (*Watcher, error) {
 	g.wake()
 	w := &Watcher{desk: d, gate: g, woken: make(chan struct{}, 1)}
 	g.watcher = w
-	g.seen.Store(now.UnixNano())
+	d.heardLocked(g, now)
 	d.deadlines.set(&g.renewal, now.Add(d.options.LeaseTTL/3))
 
 	sequence := d.sequence.Load()
@@ -227,7 +227,8 @@ func (w *Watcher) Take() (News, error) {
 			}
 		}
 	}
-	renewals := d.renewals(g, now)
+	renewals, lowered := d.renewals(g, now)
+	news.lowered = append(news.lowered, lowered...)
 	w.cursor = d.sequence.Load()
 	d.mu.Unlock()
 
@@ -260,26 +261,28 @@ func (w *Watcher) changed() []change {
 	return changes
 }
 
-// renewals makes the leases of a gateway's sessions that are to be renewed.
-// Needs the lock.
-func (d *Desk) renewals(g *gate, now time.Time) [][]*gatev1.Lease {
+// renewals makes the leases of a gateway's sessions that are to be renewed, and
+// names those that are lowered by them. A session that is denied though its
+// identity is not gets a lease that says so: no standing would. Needs the lock.
+func (d *Desk) renewals(g *gate, now time.Time) (batches [][]*gatev1.Lease, lowered []*session) {
 	if len(g.renew) == 0 {
-		return nil
+		return nil, nil
 	}
 	leases := make([]*gatev1.Lease, 0, len(g.renew))
 	sequence := d.sequence.Add(1)
 	issued := timestamppb.New(now)
 	for s := range g.renew {
 		st := d.standingOf(s.certificate)
-		var decision Decision
-		if !st.removed {
-			decision = Decide(st.facts, now)
-		}
-		ttl := decision.leaseTime(d.options.LeaseTTL, now)
-		if s.cutPending || decision.Verdict == posturev1.Verdict_VERDICT_DENY {
+		decision := decisionOf(st, now).limited(s.proof(st))
+		denied := decision.Verdict == posturev1.Verdict_VERDICT_DENY
+		if denied && decision.Cause != NotProven || s.cutPending && !denied {
 			continue
 		}
+		ttl := decision.leaseTime(d.options.LeaseTTL, now)
 		s.leaseEndsAt = now.Add(ttl)
+		if !s.loweredAt.IsZero() && s.toldAt.IsZero() {
+			lowered = append(lowered, s)
+		}
 		leases = append(leases, &gatev1.Lease{
 			Gateway:           g.name,
 			SessionId:         s.id,
@@ -289,13 +292,13 @@ func (d *Desk) renewals(g *gate, now time.Time) [][]*gatev1.Lease {
 			Ttl:               durationpb.New(ttl),
 			Epoch:             d.options.Epoch,
 			Sequence:          sequence,
-			Code:              st.code,
+			Code:              s.code(st),
 			CertificateSha256: s.certificate[:],
 		})
 	}
 	clear(g.renew)
 	d.options.Metrics.renewed.Add(float64(len(leases)))
-	return slices.Collect(slices.Chunk(leases, chunk))
+	return slices.Collect(slices.Chunk(leases, chunk)), lowered
 }
 
 // renewAll puts all of a gateway's sessions into its next renewal, and says
@@ -308,8 +311,9 @@ func (d *Desk) renewAll(g *gate, now time.Time) {
 		if s.cutPending {
 			if st := d.standingOf(s.certificate); st.verdict == posturev1.Verdict_VERDICT_DENY {
 				d.restate(st)
+				continue
 			}
-			continue
+			// Its lease has to say it again.
 		}
 		g.renew[s] = struct{}{}
 	}
@@ -321,7 +325,7 @@ func (d *Desk) renewAll(g *gate, now time.Time) {
 // awaited. Call it after each sending; with the zero News after a heartbeat.
 func (w *Watcher) Told(n News) {
 	now := w.desk.options.Now()
-	w.gate.seen.Store(now.UnixNano())
+	w.desk.heard(w.gate, now)
 	if len(n.lowered) == 0 {
 		return
 	}
