@@ -1415,9 +1415,13 @@ func (x *RenewalProof) GetActivation() []byte {
 type VpnKeyWanted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long before its end a certificate is to be renewed.
-	RenewBefore   *durationpb.Duration `protobuf:"bytes,1,opt,name=renew_before,json=renewBefore,proto3" json:"renew_before,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RenewBefore *durationpb.Duration `protobuf:"bytes,1,opt,name=renew_before,json=renewBefore,proto3" json:"renew_before,omitempty"`
+	// SHA-256 of the certificate that the agent should have: the newest that was
+	// issued to it and still counts. An agent that has another one, or none, asks
+	// at once. Empty: none counts.
+	CertificateSha256 []byte `protobuf:"bytes,2,opt,name=certificate_sha256,json=certificateSha256,proto3" json:"certificate_sha256,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *VpnKeyWanted) Reset() {
@@ -1453,6 +1457,13 @@ func (*VpnKeyWanted) Descriptor() ([]byte, []int) {
 func (x *VpnKeyWanted) GetRenewBefore() *durationpb.Duration {
 	if x != nil {
 		return x.RenewBefore
+	}
+	return nil
+}
+
+func (x *VpnKeyWanted) GetCertificateSha256() []byte {
+	if x != nil {
+		return x.CertificateSha256
 	}
 	return nil
 }
@@ -1773,9 +1784,10 @@ const file_pfoertner_agent_v1_session_proto_rawDesc = "" +
 	"\x11certify_signature\x18\x03 \x01(\fR\x10certifySignature\x12\x1e\n" +
 	"\n" +
 	"activation\x18\x04 \x01(\fR\n" +
-	"activation\"L\n" +
+	"activation\"{\n" +
 	"\fVpnKeyWanted\x12<\n" +
-	"\frenew_before\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\vrenewBefore\"@\n" +
+	"\frenew_before\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\vrenewBefore\x12-\n" +
+	"\x12certificate_sha256\x18\x02 \x01(\fR\x11certificateSha256\"@\n" +
 	"\rVpnKeyRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x1d\n" +
 	"\n" +
