@@ -11,6 +11,8 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"pfoertner/collector/appraisal"
 	"pfoertner/internal/posture"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
@@ -28,7 +30,8 @@ func (c *client) appraise() *cobra.Command {
 		Use:   "appraise FILE|-",
 		Short: "Judge evidence offline, as pfoertner-agent evidence --json prints it",
 		Long: "Judges evidence offline, as `pfoertner-agent evidence --json` prints it, by the shipped policy and reference\n" +
-			"values or by those given, at the moment when it was read. The notebook is taken for a known and active one.\n\n" +
+			"values or by those given, at the moment when it was read. The notebook is taken for a known and active one;\n" +
+			"what its TPM has to vouch for is left out.\n\n" +
 			"    pfoertner-agent evidence --replay CAPTURE --json | pfoertner-collector appraise -",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -47,6 +50,10 @@ func (c *client) appraise() *cobra.Command {
 				return err
 			}
 			in.CollectedAt = in.Now
+			// Evidence alone comes without a quote: what a TPM has to vouch for is
+			// left out, and where the key is stays unknown.
+			in.Attested = &posturev1.Attestation{Reading: &posturev1.Reading{State: posturev1.ReadingState_READING_STATE_NOT_APPLICABLE}}
+			in.Device.Asset.SoftwareKey = &fleetv1.SoftwareKeyPermission{Until: timestamppb.New(in.Now.Add(24 * time.Hour))}
 			result := appraisal.Appraise(in)
 			x := &fleetv1.Explanation{
 				Device: in.Device, Result: result, Verdict: result.GetVerdict(), Reason: appraisal.RefusalText(result),

@@ -1,5 +1,5 @@
 // Package appraisal judges evidence: policy + references + inventory +
-// evidence + now → result, with every value read, every reason and the moment
+// evidence + what the TPM vouches for + now → result, with every value read, every reason and the moment
 // from which on the same evidence may be judged otherwise (RFC 9334, 4.1).
 //
 // Rules. It is pure: no clock, file, network or database; the same input gives
@@ -31,6 +31,9 @@ type Input struct {
 	Device *fleetv1.Device
 	// Evidence may be nil: then nothing was ever read.
 	Evidence *posturev1.Evidence
+	// Attested is what the device's TPM vouches for; nil: it never did. It counts
+	// as far as vouched says.
+	Attested *posturev1.Attestation
 	// EvidenceDigest is posture.Digest of Evidence when the caller has it
 	// already; nil: it is computed.
 	EvidenceDigest []byte
@@ -64,10 +67,10 @@ func Appraise(in Input) *posturev1.Result {
 		Policy: p.name, PolicyVersion: p.version, Rollout: f.rollout,
 		EvidenceDigest: in.EvidenceDigest, WithoutNotice: p.withoutNotice,
 		AppraisedAt: timestamppb.New(in.Now),
-		Findings:    make([]*posturev1.Finding, 0, len(p.rules)+2),
+		Findings:    make([]*posturev1.Finding, 0, len(p.rules)+3),
 	}
 	known := f.knownDevice()
-	res.Findings = append(res.Findings, known, f.evidenceFresh())
+	res.Findings = append(res.Findings, known, f.evidenceFresh(), f.hardwareBound())
 	for i := range p.rules {
 		res.Findings = append(res.Findings, p.rules[i].finding(p, f))
 	}
@@ -76,6 +79,9 @@ func Appraise(in Input) *posturev1.Result {
 		f.verdict, f.enforced = posturev1.Verdict_VERDICT_DENY, posturev1.Verdict_VERDICT_DENY
 	}
 	res.Verdict, res.EnforcedVerdict = f.verdict, f.enforced
+	if f.states[sourceAttested].observed {
+		res.QuotedAt = f.vouched.GetQuotedAt()
+	}
 	if !in.CollectedAt.IsZero() {
 		res.CollectedAt = timestamppb.New(in.CollectedAt)
 		res.FreshUntil = timestamppb.New(in.CollectedAt.Add(p.maxAge))
@@ -108,10 +114,7 @@ func (f *facts) knownDevice() *posturev1.Finding {
 		out.Reason = t.inactiveAsset
 	}
 	out.Values = []*posturev1.Value{{Path: "asset.state", Value: strings.TrimPrefix(state.String(), "ASSET_STATE_")}}
-	rollout := f.rollout
-	f.rollout = posturev1.Rollout_ROLLOUT_ENFORCE
-	f.weigh(out, posturev1.Effect_EFFECT_DENY, 0)
-	f.rollout = rollout
+	f.weighAlways(out, posturev1.Effect_EFFECT_DENY)
 	return out
 }
 
@@ -149,8 +152,10 @@ func (f *facts) expiry() time.Time {
 	if fresh := f.CollectedAt.Add(f.Policy.maxAge); !stale && fresh.Before(end) {
 		end = fresh
 	}
-	if !f.graceEnds.IsZero() && f.graceEnds.Before(end) {
-		end = f.graceEnds
+	for _, at := range []time.Time{f.graceEnds, f.ends} {
+		if !at.IsZero() && at.Before(end) {
+			end = at
+		}
 	}
 	return end
 }

@@ -83,10 +83,11 @@ func TestStaleEvidenceFallsToQuarantine(t *testing.T) {
 
 func TestWithoutEvidenceNothingPasses(t *testing.T) {
 	in := inputOf(t, shipped(t), nil)
+	in.Attested = nil
 	for _, f := range Appraise(in).GetFindings() {
 		// The last two do not apply whatever the evidence: no policy asks for a full
 		// tunnel, nothing is approved.
-		apart := []string{RuleKnownDevice, RuleEvidenceFresh, "no-split-tunnel", "windows-behind-ring"}
+		apart := []string{RuleKnownDevice, RuleEvidenceFresh, RuleHardwareBound, "no-split-tunnel", "windows-behind-ring"}
 		if !slices.Contains(apart, f.GetRule()) && f.GetOutcome() != isUnknown {
 			t.Errorf("%s: %v", f.GetRule(), f.GetOutcome())
 		}
@@ -347,6 +348,7 @@ func TestAResultEndsWhenTheSameEvidenceMayBeJudgedOtherwise(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			in := inputOf(t, p, tt.ev)
 			in.CollectedAt = noon.Add(-tt.age)
+			in.Attested.ValidUntil = ago(-48 * time.Hour)
 			if got := Appraise(in).GetExpiresAt().AsTime().Sub(noon); got != tt.want {
 				t.Errorf("after %v, want %v", got, tt.want)
 			}

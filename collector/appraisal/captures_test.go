@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"pfoertner/internal/posture"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
@@ -44,7 +45,19 @@ func appraiseCapture(t testing.TB, p *Policy, name string) *posturev1.Result {
 		t.Fatal(err)
 	}
 	ev, at := capturedEvidence(t, name)
-	return Appraise(Input{Policy: p, References: refs, Device: activeDevice(), Evidence: ev, CollectedAt: at, Now: at})
+	return Appraise(Input{Policy: p, References: refs, Device: activeDevice(), Evidence: ev, Attested: attestationBeside(ev, at), CollectedAt: at, Now: at})
+}
+
+// attestationBeside is a fresh quote beside captured evidence, which has none.
+// It says of Secure Boot what the notebook says itself.
+func attestationBeside(ev *posturev1.Evidence, at time.Time) *posturev1.Attestation {
+	a := goodAttestation()
+	a.QuotedAt, a.ValidUntil = timestamppb.New(at), timestamppb.New(at.Add(24*time.Hour))
+	a.SecureBoot, a.SetupMode = ev.GetSecureBoot().GetEnabled(), ev.GetSecureBoot().GetSetupMode()
+	if a.GetSecureBoot() == ternaryUnknown || a.GetSetupMode() == ternaryUnknown {
+		a.Incomplete = "no event log"
+	}
+	return a
 }
 
 // TestFindingsOfCaptures judges the evidence of every capture by the shipped

@@ -50,7 +50,8 @@ type compiler struct {
 // the file, because the rules use them.
 func readPolicy(d *document, top *yaml.Node) *Policy {
 	c := &compiler{document: d, policy: &Policy{
-		contradicted: posturev1.Outcome_OUTCOME_UNKNOWN, staleEffect: posturev1.Effect_EFFECT_QUARANTINE, texts: newBuiltin(),
+		contradicted: posturev1.Outcome_OUTCOME_UNKNOWN, staleEffect: posturev1.Effect_EFFECT_QUARANTINE,
+		softwareKeys: posturev1.Effect_EFFECT_WARN, texts: newBuiltin(),
 	}}
 	var constants []constant
 	var rules *yaml.Node
@@ -65,7 +66,13 @@ func readPolicy(d *document, top *yaml.Node) *Policy {
 		"approved": func(n *yaml.Node) { constants = append(constants, c.readApproved(n)...) },
 		"rollout":  c.readRollout,
 		"notices":  c.readNotices,
-		"rules":    func(n *yaml.Node) { rules = n },
+		"software_keys": func(n *yaml.Node) {
+			d.mapping(n, map[string]func(*yaml.Node){
+				"effect": func(n *yaml.Node) { c.policy.softwareKeys = choice(d, n, effects()) },
+			}, "effect")
+		},
+		"tunnel_proof": c.readTunnelProof,
+		"rules":        func(n *yaml.Node) { rules = n },
 	}, "name", "freshness", "rules")
 	var err error
 	if c.lang, err = newLanguage(ruleVariables(), constants...); err != nil {
@@ -184,7 +191,7 @@ func (c *compiler) readApproved(n *yaml.Node) []constant {
 }
 
 func (c *compiler) readRules(n *yaml.Node) {
-	taken := map[string]bool{RuleKnownDevice: true, RuleEvidenceFresh: true}
+	taken := map[string]bool{RuleKnownDevice: true, RuleEvidenceFresh: true, RuleHardwareBound: true}
 	c.each(n, func(n *yaml.Node) {
 		r := c.readRule(n)
 		if taken[r.id] {
@@ -205,7 +212,7 @@ func (c *compiler) readRules(n *yaml.Node) {
 func (c *compiler) readRule(n *yaml.Node) rule {
 	var r rule
 	var all reads
-	unknownSet := false
+	unknownSet, graceUnknownSet := false, false
 	c.rule = ruleID(n)
 	condition := func(into **condition) func(*yaml.Node) {
 		return func(n *yaml.Node) {
@@ -228,17 +235,20 @@ func (c *compiler) readRule(n *yaml.Node) rule {
 		"on_unknown": func(n *yaml.Node) {
 			r.onUnknown, unknownSet = choice(c.document, n, effects()), true
 		},
-		"grace":      func(n *yaml.Node) { r.grace = c.duration(n) },
+		"grace": func(n *yaml.Node) { r.grace = c.duration(n) },
+		"grace_unknown": func(n *yaml.Node) {
+			r.graceUnknown, graceUnknownSet = c.duration(n), true
+		},
 		"must_apply": func(n *yaml.Node) { r.mustApply = c.flag(n) },
 	}, "id", "title", "remedy", "require", "on_fail")
 	if !unknownSet {
 		r.onUnknown = r.onFail
 	}
-	r.shown = c.viewers(all.paths)
-	r.origin = posturev1.Origin_ORIGIN_SELF_REPORTED
-	if all.inventory && !all.evidence {
-		r.origin = posturev1.Origin_ORIGIN_INVENTORY
+	if !graceUnknownSet {
+		r.graceUnknown = r.grace
 	}
+	r.shown = c.viewers(all.paths)
+	r.origin = all.origin()
 	return r
 }
 

@@ -112,7 +112,10 @@ func needsOf(what reads) []need {
 	for _, names := range [][]string{what.sections, what.parts} {
 		for _, name := range names {
 			if s, ok := sourceOf(name); ok {
-				list = append(list, need{s, slices.Contains(what.states, name)})
+				// Whoever looks at the reading of the quote has looked at that of all
+				// its parts: there is none for each.
+				handled := slices.Contains(what.states, name) || s > sourceAttested && slices.Contains(what.states, "attested")
+				list = append(list, need{s, handled})
 			}
 		}
 	}

@@ -212,8 +212,8 @@ func TestTheShippedPolicy(t *testing.T) {
 		}, isUnknown, deny, "netlink"},
 
 		// Warnings.
-		{"Secure Boot off", "", "secure-boot", func(ev *posturev1.Evidence) { ev.SecureBoot.Enabled = ternaryNo }, fails, admit, "switched off"},
-		{"Secure Boot in setup mode", "", "secure-boot", func(ev *posturev1.Evidence) { ev.SecureBoot.SetupMode = ternaryYes }, fails, admit, "not set up"},
+		{"Secure Boot off", "", "secure-boot", func(ev *posturev1.Evidence) { ev.SecureBoot.Enabled = ternaryNo }, fails, quarantine, "switched off"},
+		{"Secure Boot in setup mode", "", "secure-boot", func(ev *posturev1.Evidence) { ev.SecureBoot.SetupMode = ternaryYes }, fails, quarantine, "not set up"},
 		{"legacy BIOS", "", "secure-boot", func(ev *posturev1.Evidence) {
 			ev.SecureBoot = &posturev1.SecureBoot{Reading: notApplicable("legacy BIOS")}
 		}, doesNotApply, admit, ""},
@@ -229,7 +229,9 @@ func TestTheShippedPolicy(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			res := Appraise(inputOf(t, policies[tt.policy], with(tt.change)))
+			in := inputOf(t, policies[tt.policy], with(tt.change))
+			in.Attested = attestationBeside(in.Evidence, noon)
+			res := Appraise(in)
 			f := findingOf(t, res, tt.rule)
 			if f.GetOutcome() != tt.outcome || !strings.Contains(f.GetReason().GetEn(), tt.reason) {
 				t.Errorf("%s: %v (%s), want %v (%s)", tt.rule, f.GetOutcome(), f.GetReason().GetEn(), tt.outcome, tt.reason)

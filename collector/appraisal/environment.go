@@ -48,12 +48,13 @@ func object(m protoreflect.ProtoMessage) *cel.Type {
 // are the names of all enum values and those given.
 func newLanguage(variables []cel.EnvOption, constants ...constant) (*language, error) {
 	registry, err := types.NewProtoRegistry(types.ProtoTypeDefs(
-		&posturev1.Evidence{}, &posturev1.Result{}, &fleetv1.Device{}))
+		&posturev1.Evidence{}, &posturev1.Attestation{}, &posturev1.Result{}, &fleetv1.Device{}))
 	if err != nil {
 		return nil, fmt.Errorf("registering message types: %w", err)
 	}
 	names := newEnums(
 		posturev1.File_pfoertner_posture_v1_evidence_proto,
+		posturev1.File_pfoertner_posture_v1_attestation_proto,
 		posturev1.File_pfoertner_posture_v1_result_proto,
 		fleetv1.File_pfoertner_fleet_v1_device_proto)
 	options := []cel.EnvOption{
@@ -88,6 +89,7 @@ func newLanguage(variables []cel.EnvOption, constants ...constant) (*language, e
 func ruleVariables() []cel.EnvOption {
 	return []cel.EnvOption{
 		cel.Variable("evidence", object(&posturev1.Evidence{})),
+		cel.Variable("attested", object(&posturev1.Attestation{})),
 		cel.Variable("device", object(&fleetv1.Device{})),
 		cel.Variable("asset", object(&fleetv1.Asset{})),
 		cel.Variable("reference", referenceType()),
@@ -100,6 +102,7 @@ func ruleVariables() []cel.EnvOption {
 func filterVariables() []cel.EnvOption {
 	return []cel.EnvOption{
 		cel.Variable("evidence", object(&posturev1.Evidence{})),
+		cel.Variable("attested", object(&posturev1.Attestation{})),
 		cel.Variable("device", object(&fleetv1.Device{})),
 		cel.Variable("asset", object(&fleetv1.Asset{})),
 		cel.Variable("result", object(&posturev1.Result{})),
@@ -233,7 +236,7 @@ type enums struct {
 func cameLater(enum protoreflect.EnumDescriptor) bool {
 	switch enum.Name() {
 	case "BitLockerProtection", "BitLockerConversion", "BitLockerWiping", "BitLockerLock", "BitLockerProtector",
-		"UpdateSource", "AntivirusState":
+		"UpdateSource", "AntivirusState", "PcrReference":
 		return true
 	}
 	return false

@@ -1,7 +1,9 @@
 package appraisal
 
 import (
+	"crypto/sha256"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -99,9 +101,37 @@ func goodEvidence() *posturev1.Evidence {
 	}
 }
 
+// goodAttestation is what a TPM vouches for that passes every rule of the
+// shipped policy: the quote is of an hour ago.
+func goodAttestation() *posturev1.Attestation {
+	a := &posturev1.Attestation{
+		Reading: &posturev1.Reading{State: posturev1.ReadingState_READING_STATE_OBSERVED}, QuotedAt: ago(time.Hour), ValidUntil: ago(-23 * time.Hour),
+		SecureBoot: posturev1.Ternary_TERNARY_YES, SetupMode: posturev1.Ternary_TERNARY_NO,
+		BootLoaders: [][]byte{sum("shim"), sum("grub")}, Authorities: []string{"db", "MokList"}, TpmFirmware: 7,
+	}
+	for _, name := range []string{"PK", "KEK", "db", "dbx"} {
+		a.Keys = append(a.Keys, &posturev1.BootKey{Name: name, Sha256: sum(name)})
+	}
+	for _, i := range []uint32{0, 2, 4, 7, 11, 12, 13, 14} {
+		reference := posturev1.PcrReference_PCR_REFERENCE_APPROVED
+		if i == 4 || i > 7 {
+			reference = posturev1.PcrReference_PCR_REFERENCE_LEARNED
+		}
+		a.Pcrs = append(a.Pcrs, &posturev1.Pcr{Index: i, Sha256: sum("PCR " + strconv.Itoa(int(i))), Reference: reference})
+	}
+	return a
+}
+
+func sum(s string) []byte {
+	h := sha256.Sum256([]byte(s))
+	return h[:]
+}
+
+// activeDevice is a notebook whose key is in a TPM.
 func activeDevice() *fleetv1.Device {
 	return &fleetv1.Device{
-		Id: "6f1c2f3e-6a80-4b7e-9d0e-0c3a5f8e1b11",
+		Key: &fleetv1.DeviceKey{Protection: fleetv1.KeyProtection_KEY_PROTECTION_TPM},
+		Id:  "6f1c2f3e-6a80-4b7e-9d0e-0c3a5f8e1b11",
 		Asset: &fleetv1.Asset{
 			AssetNumber: "NB-0042", Vendor: "Lenovo", Model: "ThinkPad T14", Unit: "inneres/polizei/it",
 			State: fleetv1.AssetState_ASSET_STATE_ACTIVE,
@@ -132,10 +162,11 @@ func references(t testing.TB) *References {
 	return r
 }
 
-// inputOf is evidence of a minute ago from an active device.
+// inputOf is evidence of a minute ago from an active device that its TPM
+// vouches for.
 func inputOf(t testing.TB, p *Policy, ev *posturev1.Evidence) Input {
 	return Input{
-		Policy: p, References: references(t), Device: activeDevice(), Evidence: ev,
+		Policy: p, References: references(t), Device: activeDevice(), Evidence: ev, Attested: goodAttestation(),
 		CollectedAt: noon.Add(-time.Minute), Now: noon,
 	}
 }

@@ -97,6 +97,9 @@ func (e *explainer) circumstances(res *posturev1.Result) {
 	} else {
 		e.line("%s", e.word("Es liegt noch kein Nachweis vor.", "There is no evidence yet."))
 	}
+	if at := res.GetQuotedAt(); at != nil {
+		e.line(e.word("Vom Sicherheitschip (TPM) bestätigt am %s", "Vouched for by the security chip (TPM) on %s"), e.time(at))
+	}
 	e.line(e.word("Richtlinie: %s, Version %d", "Policy: %s, version %d"), res.GetPolicy(), res.GetPolicyVersion())
 	if res.GetRollout() == posturev1.Rollout_ROLLOUT_ENFORCE {
 		return
@@ -113,10 +116,14 @@ func (e *explainer) circumstances(res *posturev1.Result) {
 // did.
 func (e *explainer) findings(res *posturev1.Result) {
 	var bad []*posturev1.Finding
-	var passed, inapplicable []string
+	var passed, attested, inapplicable []string
 	for _, f := range res.GetFindings() {
 		switch f.GetOutcome() {
 		case posturev1.Outcome_OUTCOME_PASS:
+			if f.GetOrigin() == posturev1.Origin_ORIGIN_ATTESTED {
+				attested = append(attested, e.text(f.GetTitle()))
+				continue
+			}
 			passed = append(passed, e.text(f.GetTitle()))
 		case posturev1.Outcome_OUTCOME_NOT_APPLICABLE:
 			inapplicable = append(inapplicable, e.text(f.GetTitle()))
@@ -130,6 +137,7 @@ func (e *explainer) findings(res *posturev1.Result) {
 	for _, f := range bad {
 		e.finding(f, res.GetRollout())
 	}
+	e.names(e.word("Erfüllt, vom Sicherheitschip (TPM) bestätigt", "Passed, attested by the security chip (TPM)"), attested)
 	e.names(e.word("Erfüllt", "Passed"), passed)
 	e.names(e.word("Trifft nicht zu", "Does not apply"), inapplicable)
 }
@@ -155,6 +163,9 @@ func (e *explainer) finding(f *posturev1.Finding, rollout posturev1.Rollout) {
 		reference = " · IT-Grundschutz " + f.GetReference()
 	}
 	e.line("  %s %s%s", e.word("Regel", "Rule"), f.GetRule(), reference)
+	if who := e.origin(f.GetOrigin()); who != "" && len(f.GetValues()) > 0 {
+		e.line("  %s: %s", e.word("Grundlage", "Based on"), who)
+	}
 	if why := e.text(f.GetReason()); why != "" {
 		e.line("  %s", why)
 	}
@@ -178,6 +189,19 @@ func (e *explainer) finding(f *posturev1.Finding, rollout posturev1.Rollout) {
 	if remedy := e.text(f.GetRemedy()); remedy != "" {
 		e.line("  %s: %s", e.word("So beheben Sie es", "What to do"), remedy)
 	}
+}
+
+// origin says who vouches for what a rule read.
+func (e *explainer) origin(o posturev1.Origin) string {
+	switch o {
+	case posturev1.Origin_ORIGIN_ATTESTED:
+		return e.word("Bestätigung durch den Sicherheitschip (TPM)", "attestation by the security chip (TPM)")
+	case posturev1.Origin_ORIGIN_INVENTORY:
+		return e.word("Geräteverzeichnis", "the inventory")
+	case posturev1.Origin_ORIGIN_SELF_REPORTED:
+		return e.word("eigene Angaben des Geräts", "what the device says of itself")
+	}
+	return ""
 }
 
 func (e *explainer) sessions(list []*fleetv1.Session) {

@@ -14,8 +14,8 @@ import (
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
-// source is a reading that a rule can depend on: a section of evidence, or a
-// part of one that may fail alone.
+// source is a reading that a rule can depend on: a section of evidence, what
+// the TPM vouches for, or a part of either that may fail alone.
 type source int
 
 const (
@@ -32,11 +32,24 @@ const (
 	sourceRouting
 	sourceUpdateSearch
 	sourceUpdateOrigin
+	// What the TPM vouches for: as a whole, then parts that may be unknown alone.
+	sourceAttested
+	// sourceStart is what of the start is known, whichever way.
+	sourceStart
+	sourceStartSecureBoot
+	sourceStartSetupMode
+	sourceStartKeys
+	sourceStartLoaders
+	sourceStartEvents
+	sourcePcrs
 	sources
 )
 
-// section is the section of evidence that the source belongs to.
+// section is the section of evidence that the source belongs to, or "attested".
 func (s source) section() string {
+	if s >= sourceAttested {
+		return "attested"
+	}
 	switch s {
 	case sourceKernel, sourceUpdateSearch, sourceUpdateOrigin:
 		s = sourcePatch
@@ -57,6 +70,22 @@ func sourceOf(name string) (source, bool) {
 		return sourceUpdateSearch, true
 	case "evidence.patch.windows_update.source":
 		return sourceUpdateOrigin, true
+	case "attested":
+		return sourceAttested, true
+	case "attested.secure_boot_on()":
+		return sourceStart, true
+	case "attested.secure_boot":
+		return sourceStartSecureBoot, true
+	case "attested.setup_mode":
+		return sourceStartSetupMode, true
+	case "attested.keys":
+		return sourceStartKeys, true
+	case "attested.boot_loaders":
+		return sourceStartLoaders, true
+	case "attested.warnings":
+		return sourceStartEvents, true
+	case "attested.pcrs":
+		return sourcePcrs, true
 	}
 	for s := range sourceKernel {
 		if s.section() == name {
@@ -80,8 +109,13 @@ type facts struct {
 	Input
 	rollout posturev1.Rollout
 	states  [sources]state
+	// vouched is what of Input.Attested counts; never nil.
+	vouched *posturev1.Attestation
+	// ends is when it no longer counts, or when the permission to have nothing
+	// attested ends; zero: neither will.
+	ends time.Time
 	// The variables.
-	evidence, device, asset, now, age ref.Val
+	evidence, attested, device, asset, now, age ref.Val
 	// enforced is the verdict without rollout, verdict with it; both begin as
 	// ADMIT and only fall.
 	enforced, verdict posturev1.Verdict
@@ -105,10 +139,13 @@ func newFacts(in Input) *facts {
 	if asset == nil {
 		asset = &fleetv1.Asset{}
 	}
-	f.evidence, f.device, f.asset = adapt.NativeToValue(in.Evidence), adapt.NativeToValue(device), adapt.NativeToValue(asset)
+	f.vouched = vouched(in)
+	f.evidence, f.attested = adapt.NativeToValue(in.Evidence), adapt.NativeToValue(f.vouched)
+	f.device, f.asset = adapt.NativeToValue(device), adapt.NativeToValue(asset)
 	f.now = types.Timestamp{Time: in.Now}
 	f.age = types.Duration{Duration: in.Now.Sub(in.CollectedAt)}
 	f.readStates()
+	f.readAttested()
 	return f
 }
 
@@ -198,6 +235,8 @@ func (f *facts) root(name string) protoreflect.Message {
 	switch name {
 	case "evidence":
 		return f.Evidence.ProtoReflect()
+	case "attested":
+		return f.vouched.ProtoReflect()
 	case "asset":
 		return f.Device.GetAsset().ProtoReflect()
 	}
@@ -218,6 +257,8 @@ func (f *facts) ResolveName(name string) (any, bool) {
 	switch name {
 	case "evidence":
 		return f.evidence, true
+	case "attested":
+		return f.attested, true
 	case "device":
 		return f.device, true
 	case "asset":
@@ -264,6 +305,14 @@ func (f *facts) weigh(out *posturev1.Finding, demanded posturev1.Effect, grace t
 		out.Effect = max(out.Effect, posturev1.Effect_EFFECT_WARN)
 	}
 	f.verdict = min(f.verdict, verdictOf(out.Effect))
+}
+
+// weighAlways is weigh for what no rollout softens.
+func (f *facts) weighAlways(out *posturev1.Finding, demanded posturev1.Effect) {
+	rollout := f.rollout
+	f.rollout = posturev1.Rollout_ROLLOUT_ENFORCE
+	f.weigh(out, demanded, 0)
+	f.rollout = rollout
 }
 
 // failingSince is since when a rule has not passed: carried on from the last

@@ -22,8 +22,8 @@ type Filter struct {
 	adapt   types.Adapter
 }
 
-// CompileFilter compiles a CEL expression over device, asset, evidence, result
-// and now; the empty expression matches every device. Enum values have their
+// CompileFilter compiles a CEL expression over device, asset, evidence,
+// attested, result and now; the empty expression matches every device. Enum values have their
 // short names: result.verdict == DENY. The error names line and column, from 1,
 // of everything that is wrong.
 func CompileFilter(expr string) (*Filter, error) {
@@ -97,6 +97,8 @@ func (v *filterVars) ResolveName(name string) (any, bool) {
 		return orZero(v.adapt, v.dev.GetAsset(), &fleetv1.Asset{}), true
 	case "evidence":
 		return orZero(v.adapt, v.dev.GetEvidence(), &posturev1.Evidence{}), true
+	case "attested":
+		return orZero(v.adapt, v.dev.GetAttested(), &posturev1.Attestation{}), true
 	case "result":
 		return orZero(v.adapt, v.dev.GetResult(), &posturev1.Result{}), true
 	case "now":

@@ -2,6 +2,7 @@ package appraisal
 
 import (
 	"cmp"
+	"encoding/hex"
 	"errors"
 	"reflect"
 	"time"
@@ -191,6 +192,15 @@ func functions(adapter types.Adapter) []cel.EnvOption {
 			})),
 		member("has_ring", "reference_has_ring", sig(referenceType()), cel.BoolType, cel.UnaryBinding(func(v ref.Val) ref.Val {
 			return types.Bool(len(referencesOf(v).windowsTable().ring) > 0)
+		})),
+
+		member("secure_boot_on", "attestation_secure_boot_on", sig(object(&posturev1.Attestation{})), cel.BoolType, of(secureBootOn, boolean)),
+		global("hex", "hex_bytes", sig(cel.BytesType), cel.StringType, cel.UnaryBinding(func(v ref.Val) ref.Val {
+			b, ok := v.(types.Bytes)
+			if !ok {
+				return types.MaybeNoSuchOverloadErr(v)
+			}
+			return types.String(hex.EncodeToString(b))
 		})),
 
 		member("protects", "firewall_protects", sig(object(&posturev1.Firewall{})), cel.BoolType, of(firewallProtects, boolean)),

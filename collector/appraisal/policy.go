@@ -28,6 +28,9 @@ type Policy struct {
 	rules        []rule
 	viewers      []viewer
 	texts        *builtin
+	// softwareKeys is what a key leads to that is not bound to the hardware.
+	softwareKeys posturev1.Effect
+	tunnelProof  tunnelProof
 	// withoutNotice: refusals are not shown on the notebook's screen.
 	withoutNotice bool
 	language      *language

@@ -11,6 +11,7 @@ import (
 
 	"pfoertner/internal/posture"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
 // reads is what an expression looks at, found in its checked form without
@@ -19,14 +20,27 @@ type reads struct {
 	// paths are the values to show: "evidence.patch.pending_security";
 	// "[]" stands for every entry of a list.
 	paths []string
-	// sections of evidence that have to be readable, sorted.
+	// sections of evidence, and "attested", that have to be readable, sorted.
 	sections []string
 	// states are the sections whose reading the expression looks at by itself.
 	states []string
 	// parts are the readings of parts of sections, as paths.
 	parts []string
-	// inventory and evidence say where the values come from.
-	inventory, evidence bool
+	// inventory, attested and evidence say who vouches for the values.
+	inventory, attested, evidence bool
+}
+
+// origin is the weakest of those who vouch for what is read.
+func (r reads) origin() posturev1.Origin {
+	switch {
+	case r.evidence:
+		return posturev1.Origin_ORIGIN_SELF_REPORTED
+	case r.attested:
+		return posturev1.Origin_ORIGIN_ATTESTED
+	case r.inventory:
+		return posturev1.Origin_ORIGIN_INVENTORY
+	}
+	return posturev1.Origin_ORIGIN_SELF_REPORTED
 }
 
 // partReading is the reading that vouches for a part of a section that may fail
@@ -44,8 +58,22 @@ func partReading(path string) string {
 	case below(path, "evidence.patch.pending"), below(path, "evidence.patch.pending_security"),
 		below(path, "evidence.patch.held"), below(path, "evidence.patch.windows_update"):
 		return "evidence.patch.windows_update.reading"
+	case below(path, "attested.authorities"), below(path, "attested.warnings"):
+		return "attested.warnings"
+	case below(path, "attested.boot_loaders"), below(path, "attested.boot_loaders_changed_at"):
+		return "attested.boot_loaders"
+	}
+	for _, part := range attestedParts() {
+		if below(path, part) {
+			return part
+		}
 	}
 	return ""
+}
+
+// attestedParts are the parts of the attestation that may be unknown alone.
+func attestedParts() []string {
+	return []string{"attested.secure_boot", "attested.setup_mode", "attested.keys", "attested.boot_loaders", "attested.warnings", "attested.pcrs"}
 }
 
 func below(path, prefix string) bool {
@@ -96,8 +124,11 @@ func (w *walker) ident(name string) string {
 		return path
 	}
 	switch name {
-	case "evidence", "asset", "device":
+	case "evidence", "attested", "asset", "device":
 		return name
+	case "evidence_age":
+		// How old evidence is the notebook says itself.
+		w.found.evidence = true
 	}
 	return ""
 }
@@ -108,10 +139,14 @@ func (w *walker) selection(n ast.Expr) string {
 		return "" // a qualified constant: params.x
 	}
 	if w.checked.GetType(s.Operand().ID()).TypeName() == string((&fleetv1.Device{}).ProtoReflect().Descriptor().FullName()) &&
-		(s.FieldName() == "evidence" || s.FieldName() == "result") {
+		(s.FieldName() == "evidence" || s.FieldName() == "attested" || s.FieldName() == "result") {
 		// Read this way, evidence would escape the rules of readings, and a
 		// result would feed on itself.
-		w.refuse(n, "device."+s.FieldName()+" cannot be read in a policy: use evidence")
+		use := "evidence"
+		if s.FieldName() == "attested" {
+			use = "attested"
+		}
+		w.refuse(n, "device."+s.FieldName()+" cannot be read in a policy: use "+use)
 	}
 	if w.checked.GetType(s.Operand().ID()).Kind() == types.DynKind {
 		w.refuse(n, "the type of what stands before ."+s.FieldName()+" is not known")
@@ -145,6 +180,10 @@ func (w *walker) call(c ast.CallExpr) string {
 	w.look(c.FunctionName(), target)
 	switch {
 	case target == "":
+		return ""
+	case c.FunctionName() == "secure_boot_on" && target == "attested":
+		// It tells from either what it can, so neither has to be known.
+		w.attest("attested.secure_boot_on()", "attested.secure_boot", "attested.setup_mode")
 		return ""
 	case c.FunctionName() == operators.Index:
 		return target + "[]"
@@ -218,6 +257,21 @@ func (w *walker) record(path string) {
 		return
 	}
 	root, rest, _ := strings.Cut(path, ".")
+	if root == "attested" {
+		part := []string{partReading(path)}
+		switch {
+		case path == root:
+			part = attestedParts()
+		case part[0] == "":
+			part = nil
+		}
+		if below(path, "attested.reading") {
+			w.found.states = append(w.found.states, root)
+		}
+		w.attest("", path)
+		w.found.parts = append(w.found.parts, part...)
+		return
+	}
 	if root != "evidence" {
 		w.found.inventory = true
 		w.found.paths = append(w.found.paths, path)
@@ -237,6 +291,17 @@ func (w *walker) record(path string) {
 		w.found.parts = append(w.found.parts, part)
 	}
 	w.found.paths = append(w.found.paths, path)
+}
+
+// attest notes what a rule reads of the attestation: paths to show, and the part
+// that has to be readable, "" for none.
+func (w *walker) attest(part string, paths ...string) {
+	w.found.attested = true
+	w.found.sections = append(w.found.sections, "attested")
+	if part != "" {
+		w.found.parts = append(w.found.parts, part)
+	}
+	w.found.paths = append(w.found.paths, paths...)
 }
 
 // finish sorts, and drops paths of which another says more: the list when its
@@ -270,6 +335,6 @@ func (r reads) merge(other reads) reads {
 	return reads{
 		paths: join(r.paths, other.paths), sections: join(r.sections, other.sections),
 		states: join(r.states, other.states), parts: join(r.parts, other.parts),
-		inventory: r.inventory || other.inventory, evidence: r.evidence || other.evidence,
+		inventory: r.inventory || other.inventory, attested: r.attested || other.attested, evidence: r.evidence || other.evidence,
 	}
 }

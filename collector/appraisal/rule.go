@@ -23,8 +23,9 @@ type rule struct {
 	when              []*condition
 	require           *condition
 	onFail, onUnknown posturev1.Effect
-	grace             time.Duration
-	mustApply         bool
+	// grace is for a rule that fails, graceUnknown for one that cannot be told.
+	grace, graceUnknown time.Duration
+	mustApply           bool
 
 	origin posturev1.Origin
 	// shown are the values that explain the rule, as places in the policy's
@@ -160,11 +161,11 @@ func (r *rule) finding(p *Policy, f *facts) *posturev1.Finding {
 			out.Values = append(out.Values, f.view(i)...)
 		}
 	}
-	demanded := r.onFail
+	demanded, grace := r.onFail, r.grace
 	if j.outcome == posturev1.Outcome_OUTCOME_UNKNOWN {
-		demanded = r.onUnknown
+		demanded, grace = r.onUnknown, r.graceUnknown
 	}
-	f.weigh(out, demanded, r.grace)
+	f.weigh(out, demanded, grace)
 	return out
 }
 

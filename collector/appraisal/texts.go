@@ -16,6 +16,8 @@ const (
 	RuleKnownDevice = "known-device"
 	// RuleEvidenceFresh: the evidence is not older than the policy allows.
 	RuleEvidenceFresh = "evidence-fresh"
+	// RuleHardwareBound: the device key cannot leave the device.
+	RuleHardwareBound = "hardware-bound"
 )
 
 func local(de, en string) *posturev1.LocalText { return &posturev1.LocalText{De: de, En: en} }
@@ -25,6 +27,8 @@ func local(de, en string) *posturev1.LocalText { return &posturev1.LocalText{De:
 type builtin struct {
 	knownTitle, knownRemedy, unknownDevice, inactiveAsset *posturev1.LocalText
 	freshTitle, freshRemedy, neverReported                *posturev1.LocalText
+	boundTitle, boundRemedy, keyUnknown                   *posturev1.LocalText
+	virtualTPM, softwareKeyForbidden                      *posturev1.LocalText
 	conditionFails, contradicted                          *posturev1.LocalText
 }
 
@@ -38,7 +42,16 @@ func newBuiltin() *builtin {
 		freshTitle:    local("Aktueller Nachweis", "Fresh evidence"),
 		freshRemedy: local("Verbinden Sie das Gerät mit dem Internet und warten Sie einige Minuten. Hilft das nicht, starten Sie es neu.",
 			"Connect the device to the internet and wait a few minutes. If that does not help, restart it."),
-		neverReported:  local("Das Gerät hat noch keinen Nachweis gesendet.", "The device has not sent evidence yet."),
+		neverReported: local("Das Gerät hat noch keinen Nachweis gesendet.", "The device has not sent evidence yet."),
+		boundTitle:    local("Der Schlüssel ist an das Gerät gebunden", "The key is bound to the hardware"),
+		boundRemedy: local("Wenden Sie sich an Ihre IT-Stelle. Sie prüft, ob der Sicherheitschip (TPM) des Geräts genutzt werden kann.",
+			"Please contact your IT service desk. They check whether the security chip (TPM) of the device can be used."),
+		keyUnknown: local("Ob der Schlüssel des Geräts im Sicherheitschip (TPM) liegt, ist nicht feststellbar.",
+			"Whether the key of the device is in the security chip (TPM) is unknown."),
+		virtualTPM: local("Nicht an das Gerät gebunden: Der Sicherheitschip (TPM) ist ein Programm und könnte kopiert werden.",
+			"Not hardware-bound: the security chip (TPM) is a program and could be copied."),
+		softwareKeyForbidden: local("Nicht an das Gerät gebunden: Der Schlüssel liegt nicht im Sicherheitschip (TPM), und das ist nicht oder nicht mehr erlaubt.",
+			"Not hardware-bound: the key is not in the security chip (TPM), and that is not permitted, or not any more."),
 		conditionFails: local("Die Bedingung der Regel ist nicht erfüllt.", "The condition of the rule is not met."),
 		contradicted:   local("Zwei Messwerte widersprechen sich.", "Two readings contradict each other."),
 	}
@@ -49,7 +62,7 @@ func newBuiltin() *builtin {
 func textNotRead(section, reason string) *posturev1.LocalText {
 	reason = strings.TrimSuffix(short(reason), ".")
 	return local(
-		fmt.Sprintf("%s nicht feststellbar: %s.", sectionName(section, "de"), orElse(reason, "ohne Angabe von Gründen")),
+		fmt.Sprintf("%s nicht feststellbar: %s.", sectionName(section, "de"), orElse(inGerman(reason), "ohne Angabe von Gründen")),
 		fmt.Sprintf("%s could not be read: %s.", sectionName(section, "en"), orElse(reason, "no reason given")))
 }
 
@@ -57,7 +70,7 @@ func textNotRead(section, reason string) *posturev1.LocalText {
 func textDoesNotApply(section, reason string) *posturev1.LocalText {
 	reason = strings.TrimSuffix(short(reason), ".")
 	return local(
-		fmt.Sprintf("%s: vom Gerät als nicht zutreffend gemeldet (%s).", sectionName(section, "de"), orElse(reason, "ohne Angabe von Gründen")),
+		fmt.Sprintf("%s: vom Gerät als nicht zutreffend gemeldet (%s).", sectionName(section, "de"), orElse(inGerman(reason), "ohne Angabe von Gründen")),
 		fmt.Sprintf("%s: reported as not applicable (%s).", sectionName(section, "en"), orElse(reason, "no reason given")))
 }
 
@@ -105,6 +118,8 @@ func sectionName(section, lang string) string {
 		de, en = "Virenschutz", "Antivirus"
 	case "screen_lock":
 		de, en = "Bildschirmsperre", "Screen lock"
+	case "attested":
+		de, en = "Bestätigung durch den Sicherheitschip (TPM)", "Attestation by the security chip (TPM)"
 	}
 	if lang == "de" {
 		return de

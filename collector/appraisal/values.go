@@ -1,6 +1,7 @@
 package appraisal
 
 import (
+	"encoding/hex"
 	"strconv"
 	"strings"
 	"time"
@@ -72,6 +73,8 @@ func rootDescriptor(root string) protoreflect.MessageDescriptor {
 	switch root {
 	case "evidence":
 		m = &posturev1.Evidence{}
+	case "attested":
+		m = &posturev1.Attestation{}
 	case "asset":
 		m = &fleetv1.Asset{}
 	case "device":
@@ -141,6 +144,8 @@ func (s step) scalar(v protoreflect.Value) string {
 		return orElse(s.words[v.Enum()], strconv.Itoa(int(v.Enum())))
 	case protoreflect.StringKind:
 		return orElse(short(v.String()), "(empty)")
+	case protoreflect.BytesKind:
+		return orElse(hex.EncodeToString(v.Bytes()), "(empty)")
 	}
 	return short(v.String())
 }
@@ -172,6 +177,11 @@ func summary(m proto.Message) string {
 		return short(platformSummary(m))
 	case *posturev1.VpnClient:
 		return short(m.GetProduct() + " " + m.GetVersion() + ", installed " + ternaryWord(m.GetInstalled()) + ", session alive " + ternaryWord(m.GetSessionAlive()))
+	case *posturev1.Pcr:
+		return "PCR " + strconv.Itoa(int(m.GetIndex())) + " " + strings.ToLower(strings.TrimPrefix(m.GetReference().String(), "PCR_REFERENCE_")) +
+			", " + short(hex.EncodeToString(m.GetSha256()))
+	case *posturev1.BootKey:
+		return short(m.GetName() + " " + hex.EncodeToString(m.GetSha256()))
 	case *posturev1.Reading:
 		return short(strings.TrimPrefix(m.GetState().String(), "READING_STATE_") + " " + m.GetReason())
 	case *posturev1.Firewall:

@@ -89,9 +89,18 @@ func (v *Verifier) AssetChanged(dev *fleetv1.Device) {
 	}
 }
 
+// AttestationChanged is told that a device's TPM vouches for something else
+// than before, or no longer for anything (attestation.Book.OnChange). It returns
+// at once; Run does the work.
+func (v *Verifier) AttestationChanged(deviceID string) {
+	if deviceID != "" {
+		v.enqueue(deviceID)
+	}
+}
+
 func (v *Verifier) enqueue(id string) { v.Metrics.queued(v.queue.put(id)) }
 
-// Run judges anew what Expired and AssetChanged named, and at its start every
+// Run judges anew what Expired, AssetChanged and AttestationChanged named, and at its start every
 // device whose result comes from another version of the policy: a collector
 // that stopped in the middle of Adopt goes on with it. It returns when the
 // context ends.

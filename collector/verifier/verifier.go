@@ -1,6 +1,6 @@
 // Package verifier is the straight line of one report (RFC 9334: Verifier):
-// evidence → appraisal → store → Desk. It holds the policy and the reference
-// values in force.
+// evidence, and what the TPM vouches for → appraisal → store → Desk. It holds
+// the policy and the reference values in force.
 //
 // Rules. A result reaches the Desk only after it is stored, so that a collector
 // that restarts never takes back what it said; only what lowers a verdict does
@@ -57,7 +57,11 @@ type Options struct {
 	// Policy and References are in force until Adopt and AdoptReferences.
 	Policy     *appraisal.Policy
 	References *appraisal.References
-	Now        func() time.Time
+	// Attested is what a device's TPM vouches for as it stands now
+	// (attestation.Book); it is asked at every appraisal and must not call the
+	// Verifier. Nil: no TPM ever vouched for any device.
+	Attested func(deviceID string) *posturev1.Attestation
+	Now      func() time.Time
 	// Announce is told results that no report of the device asked for: a policy
 	// or the inventory changed, or time went by. It must not block; nil: nobody
 	// is told.
@@ -244,6 +248,9 @@ func (s *stripe) keep(deviceID string, r *report) {
 // evidence to store, nil when it is unchanged.
 func (v *Verifier) settle(ctx context.Context, s *stripe, in appraisal.Input, changed *posturev1.Evidence, t trigger) (*posturev1.Result, error) {
 	in.Policy, in.References, in.Now = v.policy.Load(), v.references.Load(), v.Now()
+	if v.Attested != nil {
+		in.Attested = v.Attested(in.Device.GetId())
+	}
 	begin := time.Now()
 	res := appraisal.Appraise(in)
 	v.Metrics.appraised(t, res.GetVerdict(), time.Since(begin))
