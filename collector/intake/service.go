@@ -75,6 +75,8 @@ type Options struct {
 	Verifier Verifier
 	Reports  Reports
 	Issuer   Issuer
+	// VPN issues VPN client certificates; nil: none are issued.
+	VPN *VPN
 	// ReportInterval says how long a notebook may stay silent; asked for every
 	// new stream, and again before every result.
 	ReportInterval func() time.Duration

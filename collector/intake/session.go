@@ -59,6 +59,7 @@ type session struct {
 	resyncs      int    // without an acknowledgement between them
 	renewal      *renewal
 	renewedAt    time.Time
+	vpnKeys      *vpnKeys
 }
 
 func newSession(s *Service, stream connectStream, id string, cert *x509.Certificate, spki []byte, end context.CancelCauseFunc) *session {
@@ -145,7 +146,10 @@ func (st *session) welcome(hello *agentv1.ClientHello) error {
 	st.orderCatalogue(&st.orders)
 	st.ordering.Unlock()
 	st.deliver()
-	return err
+	if err != nil {
+		return err
+	}
+	return st.wantVPNKey(hello.GetCapability())
 }
 
 func (st *session) handle(ctx context.Context, m *agentv1.ConnectRequest) error {
@@ -156,6 +160,10 @@ func (st *session) handle(ctx context.Context, m *agentv1.ConnectRequest) error 
 		return st.requestRenewal(body.Renewal)
 	case *agentv1.ConnectRequest_RenewalProof:
 		return st.proveRenewal(ctx, body.RenewalProof)
+	case *agentv1.ConnectRequest_VpnKey:
+		return st.requestVPNKey(body.VpnKey)
+	case *agentv1.ConnectRequest_VpnKeyProof:
+		return st.proveVPNKey(ctx, body.VpnKeyProof)
 	case *agentv1.ConnectRequest_Hello:
 		return invalid("a second hello")
 	}
