@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
-	"text/tabwriter"
 	"time"
 
 	"pfoertner/agent/identity"
@@ -59,7 +58,8 @@ func (c config) enrolment() (identity.Enrolment, error) {
 		return identity.Enrolment{}, err
 	}
 	token, err := readToken(c.TokenFile)
-	if err != nil {
+	// A TPM may be enough.
+	if err != nil && !(errors.Is(err, identity.ErrNoToken) && c.DeviceKey == identity.KindTPM) {
 		return identity.Enrolment{}, err
 	}
 	return identity.Enrolment{
@@ -78,12 +78,13 @@ func newEnrol(f *flag.FlagSet, out io.Writer) func(context.Context) error {
 		if err != nil {
 			return err
 		}
-		state, err := c.openState(func(aside string) {
-			fmt.Fprintf(out, "Key and certificate of another machine were set aside: %s\n", aside)
+		state, err := c.openState(func(other *identity.CopiedError) {
+			fmt.Fprintf(out, "Key and certificate of another machine were set aside: %s\n", other.Aside)
 		})
 		if err != nil {
 			return err
 		}
+		defer state.Close()
 		if id, err := state.Load(); err == nil && id.Enrolled() && time.Now().Before(id.Expires()) && !*again {
 			return fmt.Errorf("already enrolled as device %s until %s; --again replaces that",
 				id.DeviceID, id.Expires().Local().Format(time.DateTime))
@@ -142,94 +143,6 @@ func locale(asked string) string {
 		}
 	}
 	return ""
-}
-
-// idCard is what `id` prints.
-type idCard struct {
-	Vendor      string `json:"vendor"`
-	Model       string `json:"model"`
-	Serial      string `json:"serial"`
-	Fingerprint string `json:"key_fingerprint,omitempty"`
-	DeviceID    string `json:"device_id,omitempty"`
-	Asset       string `json:"asset_number,omitempty"`
-	// Unit is what the installation was told; the inventory decides.
-	Unit    string    `json:"unit,omitempty"`
-	Expires time.Time `json:"certificate_expires_at,omitzero"`
-	// Problem is why there is no key or no certificate.
-	Problem string `json:"problem,omitempty"`
-}
-
-// newID shows who this notebook is: to prepare the inventory, and to compare
-// fingerprints before an approval.
-func newID(f *flag.FlagSet, out io.Writer) func(context.Context) error {
-	var s settings
-	s.register(f)
-	asJSON := f.Bool("json", false, "print JSON")
-	return func(context.Context) error {
-		c, err := s.load()
-		if err != nil {
-			return err
-		}
-		h := probe.NewHost()
-		m := identity.Stated(probe.Machine(h))
-		card := idCard{Unit: c.Unit, Vendor: m.GetVendor(), Model: m.GetModel(), Serial: m.GetSerial()}
-		if err := card.addKey(c.StateDir, traits(h)); err != nil {
-			card.Problem = err.Error()
-		}
-		if *asJSON {
-			return printJSON(out, card)
-		}
-		return card.print(out)
-	}
-}
-
-// addKey reads the identity of the machine with these traits, without making
-// anything.
-func (card *idCard) addKey(dir string, machine identity.Traits) error {
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return identity.ErrNotEnrolled
-	}
-	state, err := identity.Open(dir, identity.Software{})
-	if err != nil {
-		return err
-	}
-	id, err := state.Load()
-	if err != nil {
-		return err
-	}
-	switch copied, err := state.Copied(machine); {
-	case err != nil:
-		return err
-	case copied:
-		return errors.New("key and certificate here are another machine's: they are not used, this one needs an enrolment of its own")
-	}
-	if card.Fingerprint, err = id.Fingerprint(); err != nil {
-		return err
-	}
-	card.DeviceID, card.Asset, card.Expires = id.DeviceID, id.AssetNumber, id.Expires()
-	_, err = id.Certificate(time.Now())
-	return err
-}
-
-func (card *idCard) print(out io.Writer) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	line := func(name, value string) {
-		if value != "" {
-			fmt.Fprintf(w, "%s\t%s\n", name, value)
-		}
-	}
-	line("vendor", card.Vendor)
-	line("model", card.Model)
-	line("serial", card.Serial)
-	line("key fingerprint", card.Fingerprint)
-	line("device", card.DeviceID)
-	line("asset number", card.Asset)
-	line("unit, as installed", card.Unit)
-	if !card.Expires.IsZero() {
-		line("certificate until", card.Expires.Local().Format(time.DateTime))
-	}
-	line("problem", card.Problem)
-	return w.Flush()
 }
 
 func newVersion(_ *flag.FlagSet, out io.Writer) func(context.Context) error {

@@ -16,9 +16,11 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"pfoertner/agent/identity"
 	"pfoertner/agent/service"
 	"pfoertner/agent/session"
 	"pfoertner/agent/uplink"
+	"pfoertner/internal/attest/chip"
 )
 
 // template is the documented configuration file; install puts it in place.
@@ -35,6 +37,7 @@ type config struct {
 	CAFingerprint string `yaml:"ca_fingerprint"`
 	TokenFile     string `yaml:"token_file"`
 	Unit          string `yaml:"unit"`
+	DeviceKey     string `yaml:"device_key"`
 	StateDir      string `yaml:"state_dir"`
 	StatusFile    string `yaml:"status_file"`
 	LogLevel      string `yaml:"log_level"`
@@ -79,6 +82,7 @@ func (s *settings) register(f *flag.FlagSet) {
 	f.StringVar(&s.flags.CAFile, "ca-file", "", "PEM `file` with the collector's CA")
 	f.StringVar(&s.flags.CAFingerprint, "ca-fingerprint", "", "`SHA-256` of the collector's CA certificate")
 	f.StringVar(&s.flags.TokenFile, "token-file", "", "`file` with the one-time token, - for standard input")
+	f.StringVar(&s.flags.DeviceKey, "device-key", "", "where the device key is, `tpm or software`")
 	f.StringVar(&s.flags.StateDir, "state-dir", "", "`directory` for key and certificate")
 	f.StringVar(&s.flags.StatusFile, "status-file", "", "`file` that `pfoertner-agent status` reads")
 	f.StringVar(&s.flags.LogLevel, "log-level", "", "debug, info, warn or error")
@@ -147,14 +151,14 @@ func merged(layers ...config) config {
 func (c *config) values() []*string {
 	return []*string{
 		&c.Collector, &c.ServerName, &c.CAFile, &c.CAFingerprint, &c.TokenFile,
-		&c.Unit, &c.StateDir, &c.StatusFile, &c.LogLevel,
+		&c.Unit, &c.DeviceKey, &c.StateDir, &c.StatusFile, &c.LogLevel,
 	}
 }
 
 // fill puts the defaults under what is set.
 func (c config) fill() config {
 	d := defaults()
-	return merged(c, config{TokenFile: d.token, StateDir: d.state, StatusFile: d.status, LogLevel: "info"})
+	return merged(c, config{DeviceKey: identity.KindTPM, TokenFile: d.token, StateDir: d.state, StatusFile: d.status, LogLevel: "info"})
 }
 
 // parseConfig reads a configuration file. Nothing at all is a valid one.
@@ -184,10 +188,21 @@ func (c config) check() error {
 			return fmt.Errorf("ca_fingerprint: %w", err)
 		}
 	}
+	if c.DeviceKey != identity.KindTPM && c.DeviceKey != identity.KindSoftware {
+		return fmt.Errorf("device_key: %q is neither tpm nor software", c.DeviceKey)
+	}
 	if _, err := c.level(); err != nil {
 		return fmt.Errorf("log_level: %w", err)
 	}
 	return nil
+}
+
+// keys is where device keys are. The TPM is not asked before it is needed.
+func (c config) keys() identity.Keys {
+	if c.DeviceKey == identity.KindSoftware {
+		return identity.Software{}
+	}
+	return identity.TPM{Chip: chip.Open()}
 }
 
 func (c config) level() (slog.Level, error) {

@@ -93,7 +93,8 @@ func clients(c config) *probe.VPNCatalogue {
 	if _, err := os.Stat(c.StateDir); err != nil {
 		return told
 	}
-	if state, err := identity.Open(c.StateDir, identity.Software{}); err == nil {
+	if state, err := identity.Open(c.StateDir, c.keys()); err == nil {
+		defer state.Close()
 		_ = session.RestoreVPNCatalogue(state, told, time.Now()) // what does not hold up is not used
 	}
 	return told

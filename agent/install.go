@@ -131,7 +131,7 @@ func (c config) removeIdentity() error {
 	if _, err := os.Stat(c.StateDir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	state, err := identity.Open(c.StateDir, identity.Software{})
+	state, err := identity.Open(c.StateDir, c.keys())
 	if err != nil {
 		return err
 	}
@@ -186,7 +186,7 @@ func (c config) checkImage() error {
 	if _, err := os.Stat(c.StateDir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	state, err := identity.Open(c.StateDir, identity.Software{})
+	state, err := identity.Open(c.StateDir, c.keys())
 	if err != nil {
 		return err
 	}

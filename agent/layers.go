@@ -31,7 +31,7 @@ func (l layer) config() config {
 	}
 	return config{
 		Collector: l("Collector"), ServerName: l("ServerName"), CAFile: l("CAFile"),
-		CAFingerprint: l("CAFingerprint"), TokenFile: l("TokenFile"), Unit: l("Unit"),
+		CAFingerprint: l("CAFingerprint"), TokenFile: l("TokenFile"), Unit: l("Unit"), DeviceKey: l("DeviceKey"),
 		StateDir: l("StateDir"), StatusFile: l("StatusFile"), LogLevel: l("LogLevel"),
 	}
 }

@@ -35,6 +35,7 @@ func TestLayersOfConfiguration(t *testing.T) {
 		presetKey + `\CAFingerprint`: text(" 00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\n"),
 		presetKey + `\TokenFile`:     text(`D:\token`),
 		presetKey + `\Unit`:          text("III B 2"),
+		presetKey + `\DeviceKey`:     text("software"),
 	}
 	file := filepath.Join(t.TempDir(), "agent.yaml")
 	if err := os.WriteFile(file, []byte("collector: file:1\nserver_name: file\nstate_dir: /file"), 0o600); err != nil {
@@ -49,7 +50,7 @@ func TestLayersOfConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := config{
-		Collector: "policy:1", ServerName: "file", StateDir: "/flag", TokenFile: `D:\token`, Unit: "III B 2",
+		Collector: "policy:1", ServerName: "file", StateDir: "/flag", TokenFile: `D:\token`, Unit: "III B 2", DeviceKey: "software",
 		CAFingerprint: "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
 		StatusFile:    defaults().status, LogLevel: "info",
 	}
@@ -82,7 +83,7 @@ func TestWrongSettingOfALayerIsRefused(t *testing.T) {
 func TestEnvironmentNamesEverySetting(t *testing.T) {
 	environ := map[string]string{}
 	for _, name := range []string{
-		"COLLECTOR", "SERVER_NAME", "CA_FILE", "CA_FINGERPRINT", "TOKEN_FILE", "UNIT", "STATE_DIR", "STATUS_FILE", "LOG_LEVEL",
+		"COLLECTOR", "SERVER_NAME", "CA_FILE", "CA_FINGERPRINT", "TOKEN_FILE", "UNIT", "DEVICE_KEY", "STATE_DIR", "STATUS_FILE", "LOG_LEVEL",
 	} {
 		environ["PFOERTNER_"+name] = name
 	}

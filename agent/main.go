@@ -49,7 +49,7 @@ const usage = `pfoertner-agent reports the posture of this service notebook to t
   enrol      make this notebook a device, with its one-time token
   status     admitted or not, why, and what to do (any user)
   evidence   print exactly what is sent (any user; as root more can be read)
-  id         print machine identity and key fingerprint
+  id         who this notebook is: for the inventory, and to compare fingerprints
   version    print the version
 
   prepare-image  see that no key gets into an image of this machine

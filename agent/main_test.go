@@ -36,7 +36,7 @@ type place struct {
 func newPlace(t *testing.T, yaml string) place {
 	t.Helper()
 	p := place{t, t.TempDir()}
-	p.write("agent.yaml", yaml+"\nstate_dir: "+p.path("state")+"\nstatus_file: "+p.path("status.json")+"\ntoken_file: "+p.path("token")+"\n")
+	p.write("agent.yaml", yaml+"\ndevice_key: software\nstate_dir: "+p.path("state")+"\nstatus_file: "+p.path("status.json")+"\ntoken_file: "+p.path("token")+"\n")
 	return p
 }
 
@@ -104,7 +104,7 @@ func TestEnrolOnceThenOnlyOnRequest(t *testing.T) {
 
 func TestIDMakesNothing(t *testing.T) {
 	p := newPlace(t, "")
-	out, err := p.run("id")
+	out, err := p.run("id", "--lang", "en")
 	if err != nil || !strings.Contains(out, "not enrolled") {
 		t.Errorf("printed %q, %v", out, err)
 	}

@@ -147,14 +147,15 @@ func (k *keeper) once(ctx context.Context) error {
 	defer cancel(nil)
 	parts.Go(func() { k.watch(ctx, c, cancel) })
 
-	state, err := c.openState(func(aside string) {
-		k.log.Warn("identity of another machine set aside", "file", aside)
-		board.Copied()
+	state, err := c.openState(func(other *identity.CopiedError) {
+		k.log.Warn("identity of another machine set aside", "file", other.Aside, "not_in_tpm", other.Foreign)
+		board.Copied(other.Foreign)
 	})
 	if err != nil {
 		board.Connection(status.Broken)
 		return err
 	}
+	defer state.Close()
 	bell := notice.New(notice.Options{Screens: notice.NewScreens(), File: c.notices(), Now: time.Now, Log: k.log})
 	parts.Go(func() { bell.Run(ctx) })
 	k.log.Info("agent started", "version", version, "collector", c.Collector)
@@ -173,7 +174,11 @@ func (k *keeper) once(ctx context.Context) error {
 		Watcher: watcher, VPNCatalogue: catalogue,
 		Board: audience{board, bell}, Log: k.log,
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, identity.ErrOtherKind):
+		board.Connection(status.OtherProtection)
+		return err
+	case err != nil:
 		board.Connection(status.Broken)
 		return err
 	}
@@ -257,13 +262,16 @@ func (c config) directories() service.Directories {
 // openState opens the state directory for this machine. When the identity in it
 // was another machine's, copied is told where that is now, what else was known
 // of that machine is removed, and the rest is opened.
-func (c config) openState(copied func(aside string)) (*identity.State, error) {
+func (c config) openState(copied func(*identity.CopiedError)) (*identity.State, error) {
 	state, err := c.bind()
 	var other *identity.CopiedError
 	if !errors.As(err, &other) {
 		return state, err
 	}
-	copied(other.Aside)
+	copied(other)
+	if err := state.Close(); err != nil {
+		return nil, err
+	}
 	if err := remove(c.memory()...); err != nil {
 		return nil, err
 	}
@@ -271,7 +279,7 @@ func (c config) openState(copied func(aside string)) (*identity.State, error) {
 }
 
 func (c config) bind() (*identity.State, error) {
-	state, err := identity.Open(c.StateDir, identity.Software{})
+	state, err := identity.Open(c.StateDir, c.keys())
 	if err != nil {
 		return nil, err
 	}

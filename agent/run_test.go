@@ -43,7 +43,7 @@ func keep(t *testing.T, p place) *kept {
 func guarded(t *testing.T, p place, guard func(service.Directories) ([]string, error)) *kept {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &settings{file: p.path("agent.yaml"), flags: config{StateDir: p.path("state"), StatusFile: p.path("status.json"), TokenFile: p.path("token")}}
+	s := &settings{file: p.path("agent.yaml"), flags: config{DeviceKey: identity.KindSoftware, StateDir: p.path("state"), StatusFile: p.path("status.json"), TokenFile: p.path("token")}}
 	k := &keeper{settings: s, level: new(slog.LevelVar), log: slog.New(slog.NewTextHandler(t.Output(), nil)), guard: guard}
 	r := &kept{place: p, ended: make(chan error, 1), stop: cancel}
 	var running sync.WaitGroup

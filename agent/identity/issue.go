@@ -134,8 +134,8 @@ func (r *Renewal) newAttestationKey() bool {
 }
 
 // Prove answers the challenge on the stream whose channel binding is exporter.
-// It is the attestation key of the new certificate that certifies: the new one,
-// if there is one.
+// It is the attestation key of before that certifies, also when there is a new
+// one: only its clock tells the collector that this is the TPM of before.
 func (r *Renewal) Prove(challenge *agentv1.RenewalChallenge, exporter []byte) (*agentv1.RenewalProof, error) {
 	nonce := challenge.GetNonce()
 	if err := checkNonce(nonce); err != nil {
@@ -150,7 +150,7 @@ func (r *Renewal) Prove(challenge *agentv1.RenewalChallenge, exporter []byte) (*
 	if !ok {
 		return proof, nil
 	}
-	proof.Certify, proof.CertifySignature, err = r.keys.chip.Certify(r.keys.ak, key, attest.Qualify(attest.PurposeCertify, nonce, exporter))
+	proof.Certify, proof.CertifySignature, err = r.keys.chip.Certify(r.old.ak, key, attest.Qualify(attest.PurposeCertify, nonce, exporter))
 	if err != nil || !r.newAttestationKey() {
 		return proof, err
 	}

@@ -71,6 +71,14 @@ func private(name string, info fs.FileInfo) error {
 	return nil
 }
 
+// Close gives the TPM back. The state can be used again after it.
+func (s *State) Close() error {
+	if s.Chip() == nil {
+		return nil
+	}
+	return s.Chip().Close()
+}
+
 // Path is the identity file.
 func (s *State) Path() string { return s.path }
 

@@ -194,10 +194,11 @@ func (b *Board) NotEnrolled(o Obstacle) {
 	})
 }
 
-// Copied says that an identity of another machine was found and set aside. What
-// was known of that machine is not shown any more.
-func (b *Board) Copied() {
-	b.update(func(s *Summary) { *s = Summary{Connection: NotEnrolled, Copied: true} })
+// Copied says that an identity of another machine was found and set aside;
+// foreign: by the TPM, which does not have its keys. What was known of that
+// machine is not shown any more.
+func (b *Board) Copied(foreign bool) {
+	b.update(func(s *Summary) { *s = Summary{Connection: NotEnrolled, Copied: !foreign, ForeignKeys: foreign} })
 }
 
 // Waiting says that persons have to approve the key with this fingerprint.

@@ -221,7 +221,7 @@ func TestCopiedIdentityIsSaidUntilThisDeviceIsOnline(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	b := status.NewBoard(path, log)
 	b.Judged(&posturev1.Result{Verdict: posturev1.Verdict_VERDICT_ADMIT})
-	b.Copied()
+	b.Copied(false)
 	s, err := status.Read(path)
 	if err != nil || !s.Copied || s.Judgement != nil {
 		t.Errorf("%+v, %v: another machine's judgement is not this one's", s, err)

@@ -8,10 +8,11 @@ UPDATE `Component` SET `Condition` = 'CAFINGERPRINT' WHERE `Component` = 'CAFing
 UPDATE `Component` SET `Condition` = 'TOKENFILE' WHERE `Component` = 'TokenFile'
 UPDATE `Component` SET `Condition` = 'UNIT' WHERE `Component` = 'Unit'
 UPDATE `Component` SET `Condition` = 'KEEPSTATE' WHERE `Component` = 'KeepState'
+UPDATE `Component` SET `Condition` = 'DEVICEKEY' WHERE `Component` = 'DeviceKey'
 
 -- Settings pass from msiexec's caller to the installer's service, and are starred out in its log.
-UPDATE `Property` SET `Value` = 'COLLECTOR;SERVERNAME;CAFILE;CAFINGERPRINT;TOKENFILE;UNIT;KEEPSTATE;WIX_DOWNGRADE_DETECTED;WIX_UPGRADE_DETECTED' WHERE `Property` = 'SecureCustomProperties'
-INSERT INTO `Property` (`Property`, `Value`) VALUES ('MsiHiddenProperties', 'COLLECTOR;SERVERNAME;CAFILE;CAFINGERPRINT;TOKENFILE;UNIT;SavedCollector;SavedServerName;SavedCAFile;SavedCAFingerprint;SavedTokenFile;SavedUnit')
+UPDATE `Property` SET `Value` = 'COLLECTOR;SERVERNAME;CAFILE;CAFINGERPRINT;TOKENFILE;UNIT;DEVICEKEY;KEEPSTATE;WIX_DOWNGRADE_DETECTED;WIX_UPGRADE_DETECTED' WHERE `Property` = 'SecureCustomProperties'
+INSERT INTO `Property` (`Property`, `Value`) VALUES ('MsiHiddenProperties', 'COLLECTOR;SERVERNAME;CAFILE;CAFINGERPRINT;TOKENFILE;UNIT;DEVICEKEY;SavedCollector;SavedServerName;SavedCAFile;SavedCAFingerprint;SavedTokenFile;SavedUnit;SavedDeviceKey')
 
 -- An agent whose service cannot be registered is not installed (msidbServiceInstallErrorControlVital).
 UPDATE `ServiceInstall` SET `ErrorControl` = 32769 WHERE `ServiceInstall` = 'Service'
