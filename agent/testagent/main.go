@@ -6,6 +6,10 @@
 //	testagent --tree DIR --state DIR --collector HOST:PORT --ca FILE --token TOKEN
 //	testagent --tree DIR --change unencrypted
 //
+// With --tpm the device key is in a software TPM (swtpm), which a test runs
+// behind a Unix socket; its event log is the file "eventlog" in the tree.
+// Without it the key is in a file.
+//
 // An empty tree is filled with a compliant notebook. The second form changes it
 // under a running agent and prints when the change was in place (nanoseconds
 // since 1970), to measure from; notebook.yaml lists the changes.
@@ -43,8 +47,8 @@ func main() {
 }
 
 type options struct {
-	tree, change, state, collector, serverName, ca, token string
-	evidence                                              bool
+	tree, change, state, tpm, collector, serverName, ca, token string
+	evidence                                                   bool
 }
 
 func run() error {
@@ -53,6 +57,7 @@ func run() error {
 	flag.StringVar(&o.change, "change", "", "make this `change` to the tree and end")
 	flag.BoolVar(&o.evidence, "evidence", false, "print the evidence and end")
 	flag.StringVar(&o.state, "state", "", "state `directory`")
+	flag.StringVar(&o.tpm, "tpm", "", "`socket` of a software TPM for the device key")
 	flag.StringVar(&o.collector, "collector", "", "`host:port` of the collector")
 	flag.StringVar(&o.serverName, "server-name", "", "`name` in the collector's certificate")
 	flag.StringVar(&o.ca, "ca", "", "`file` with the collector's CA, or its SHA-256")
@@ -92,10 +97,11 @@ func (o options) run(ctx context.Context) error {
 		fmt.Printf("%s\n", b)
 		return err
 	}
-	state, err := identity.Open(o.state, identity.Software{})
+	state, err := identity.Open(o.state, o.keys())
 	if err != nil {
 		return err
 	}
+	defer state.Close()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	return session.Run(ctx, session.Options{
 		Target: o.target(), State: state,
@@ -104,6 +110,10 @@ func (o options) run(ctx context.Context) error {
 		Board: status.NewBoard(filepath.Join(o.state, "status.json"), log), Log: log,
 	})
 }
+
+// eventLog is what the machine of the tree says it measured; an error: it says
+// nothing.
+func (o options) eventLog() ([]byte, error) { return os.ReadFile(filepath.Join(o.tree, "eventlog")) }
 
 func (o options) target() uplink.Target {
 	return uplink.Target{Address: o.collector, ServerName: o.serverName, Version: version}
