@@ -39,6 +39,12 @@ func (s *stream) handle(m *agentv1.ConnectResponse) error {
 		return s.completeRenewal(m.Issued)
 	case *agentv1.ConnectResponse_VpnCatalogue:
 		s.catalogued(m.VpnCatalogue)
+	case *agentv1.ConnectResponse_VpnKeyWanted:
+		return s.wantVPNKey(m.VpnKeyWanted)
+	case *agentv1.ConnectResponse_VpnKeyChallenge:
+		return s.proveVPNKey(m.VpnKeyChallenge)
+	case *agentv1.ConnectResponse_VpnCertificate:
+		return s.completeVPNKey(m.VpnCertificate)
 	case *agentv1.ConnectResponse_Resync:
 		return s.resync(m.Resync)
 	}

@@ -31,6 +31,7 @@ import (
 	"pfoertner/agent/identity"
 	"pfoertner/agent/status"
 	"pfoertner/agent/uplink"
+	"pfoertner/agent/vpnkey"
 	"pfoertner/internal/attest/chip"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
@@ -98,6 +99,8 @@ type agent struct {
 	readings *readings
 	// catalogue is nil when there is no use for one.
 	catalogue *catalogueKeeper
+	// vpnKeeper is nil when the device key is not in a TPM.
+	vpnKeeper *vpnkey.Keeper
 	// network is told when links or routes may have changed.
 	network        chan struct{}
 	hurry          *rate.Limiter
@@ -183,6 +186,8 @@ func newAgent(o Options) *agent {
 		refused:  uplink.Refused(),
 		patience: answerTimeout,
 		moved:    uplink.Path.Moved,
+
+		vpnKeeper: newVPNKeeper(o.State),
 	}
 	if o.VPNCatalogue != nil {
 		a.catalogue = newCatalogueKeeper(o.State, o.VPNCatalogue, o.Log)

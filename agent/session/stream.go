@@ -67,6 +67,7 @@ type stream struct {
 
 	renew   <-chan time.Time // nil until welcomed
 	renewal *identity.Renewal
+	vpn     vpnKey
 	silence *time.Timer // ends the stream when an answer is overdue
 }
 
@@ -124,6 +125,8 @@ func (s *stream) step(ctx context.Context, arrivals <-chan arrival) error {
 		return nil
 	case <-s.renew:
 		return s.requestRenewal()
+	case <-s.vpn.due:
+		return s.askVPNKey()
 	}
 }
 

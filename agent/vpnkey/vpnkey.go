@@ -56,30 +56,27 @@ func New(dir string, tpm TPM) *Keeper {
 }
 
 // Due is when a certificate has to be asked for, for the device with this id:
-// at once (the zero time) when there is none, when it is another's, or when its
-// key is not in this TPM; otherwise renewBefore its end, but never sooner than
-// half its life is over. It also puts in place what a crash has left.
-// The error is the file system's, or wraps chip.ErrUnavailable.
-func (k *Keeper) Due(deviceID string, renewBefore time.Duration) (time.Time, error) {
+// at once (the zero time) when there is none, when it is another's or not the
+// one that the collector names, or when its key is not in this TPM; otherwise
+// the wanted time before its end, but not before half its life is over. It also
+// puts in place what a crash has left. The error is the file system's, or wraps
+// chip.ErrUnavailable.
+func (k *Keeper) Due(deviceID string, w *agentv1.VpnKeyWanted) (time.Time, error) {
 	held, err := k.held(deviceID)
 	if err != nil || held == nil {
 		return time.Time{}, err
 	}
 	leaf := held.chain[0]
-	if renewBefore >= never {
+	if sum := sha256.Sum256(leaf.Raw); !bytes.Equal(sum[:], w.GetCertificateSha256()) {
 		return time.Time{}, nil
 	}
 	half := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)
-	at := leaf.NotAfter.Add(-renewBefore)
+	at := leaf.NotAfter.Add(-w.GetRenewBefore().AsDuration())
 	if at.Before(half) {
 		return half, nil
 	}
 	return at, nil
 }
-
-// never is how the collector says that a certificate is to be replaced at once,
-// however long it would live: the CA that issued it was revoked.
-const never = 10 * 365 * 24 * time.Hour
 
 // held is a certificate whose key is in this TPM.
 type held struct {
@@ -103,9 +100,6 @@ func (k *Keeper) held(deviceID string) (*held, error) {
 	}
 	chain, err := parseChain(stored.chain, key.Public(), deviceID)
 	if err != nil || !k.now().Before(chain[0].NotAfter) {
-		chain = nil
-	}
-	if chain == nil {
 		return nil, nil
 	}
 	return &held{key: key, chain: chain, made: stored.made}, nil
