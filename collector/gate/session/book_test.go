@@ -351,6 +351,49 @@ func TestRenewalExtends(t *testing.T) {
 	isCut(t, s.Renewed([]*gatev1.Lease{s.lease("s1", deny)}, later))
 }
 
+// A collector may refuse one session of an identity that it admits: one that
+// nobody has proven to be the notebook's own. The lease alone says so.
+func TestALeaseSaysLessThanTheStanding(t *testing.T) {
+	s := tell(t)
+	s.snapshot(stands(admitVerdict))
+	s.admitted(quarantine)
+	for name, todo := range map[string]Todo{
+		"the standing, once more": s.change(stands(admitVerdict)),
+		"a snapshot":              s.snapshot(stands(admitVerdict)),
+		"nobody answers":          s.Answered(key, "s1", Answer{}, errors.New("away"), s.now),
+		"a renewal":               s.Renewed([]*gatev1.Lease{s.lease("s1", quarantine)}, s.now),
+	} {
+		for _, g := range todo.Grants {
+			if !g.Admit.IsZero() {
+				t.Errorf("%s lifts it: %+v", name, todo)
+			}
+		}
+	}
+	if todo := s.Renewed([]*gatev1.Lease{s.lease("s1", admitVerdict)}, s.now); len(todo.Grants) != 1 || todo.Grants[0].Admit.IsZero() {
+		t.Errorf("not lifted by its lease: %+v", todo)
+	}
+	if todo := s.Renewed([]*gatev1.Lease{s.lease("s1", quarantine)}, s.now); len(todo.Flips) != 1 || todo.Flips[0].Cause.Sequence != s.sequence {
+		t.Errorf("not lowered by its lease: %+v", todo)
+	}
+	todo := s.Renewed([]*gatev1.Lease{s.lease("s1", deny)}, s.now)
+	isCut(t, todo)
+	if todo.Cut[0].Cause.Sequence != s.sequence || !strings.Contains(todo.Cut[0].Text, "7K4-QX2") {
+		t.Errorf("%+v", todo.Cut)
+	}
+	if todo := s.Renewed([]*gatev1.Lease{s.lease("s1", deny), s.lease("s1", admitVerdict)}, s.now); len(todo.Grants)+len(todo.Cut) != 0 {
+		t.Errorf("a session that is cut takes leases: %+v", todo)
+	}
+}
+
+// Refused between the answer and its first packet.
+func TestALeaseThatRefusesASessionOnItsWay(t *testing.T) {
+	s := tell(t)
+	s.Happened(tried(key, false, someone), s.now)
+	s.Answered(key, "s1", Answer{Lease: s.lease("s1", quarantine)}, nil, s.now)
+	s.Renewed([]*gatev1.Lease{s.lease("s1", deny)}, s.now)
+	isCut(t, s.Happened(established(key), s.now))
+}
+
 func TestLeaseEndIsQuarantineThenTheEnd(t *testing.T) {
 	s := tell(t)
 	s.admitted(admitVerdict)
