@@ -13,8 +13,9 @@ import (
 type BootReferences interface {
 	// BootReferences lists those of a model, of all when it is empty.
 	BootReferences(model string) []*fleetv1.BootReference
-	// SetBootReference decides about a value that was seen before; one that was
-	// not is an error that wraps fs.ErrNotExist.
+	// SetBootReference decides about a value, also before any notebook quotes it.
+	// A decision that cannot be taken back, because there is none, is an error
+	// that wraps fs.ErrNotExist.
 	SetBootReference(ctx context.Context, actor string, r *fleetv1.BootReference) (*fleetv1.BootReference, error)
 }
 
