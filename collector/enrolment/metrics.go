@@ -11,7 +11,7 @@ type Metrics struct {
 func NewMetrics(registerer prometheus.Registerer) *Metrics {
 	m := &Metrics{attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "pfoertner_enrolments_total",
-		Help: "Attempts to enrol, by outcome: issued, refused, limited, invalid, failed.",
+		Help: "Attempts to enrol, by outcome: issued, pending, refused, limited, invalid, failed.",
 	}, []string{"outcome"})}
 	registerer.MustRegister(m.attempts)
 	return m

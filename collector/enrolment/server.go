@@ -3,32 +3,25 @@ package enrolment
 import (
 	"context"
 	"crypto"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net/netip"
-	"os"
 	"time"
 
-	"github.com/google/uuid"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"pfoertner/collector/audit"
+	"pfoertner/collector/attestation"
 	"pfoertner/collector/authority"
+	"pfoertner/collector/endorsement"
 	"pfoertner/internal/attest"
 	"pfoertner/internal/mtls"
 	"pfoertner/internal/posture"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
-	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
 
 // Issuer issues device certificates.
@@ -37,10 +30,29 @@ type Issuer interface {
 	TrustBundle() [][]byte
 }
 
+// Book is what is known of devices' TPMs (attestation.Book).
+type Book interface {
+	Known(deviceID string) (attestation.Known, bool)
+	// Follow compares the clock of a known attestation key with the newest that
+	// it has stated, and keeps it. The error wraps attestation.ErrCloned when
+	// it cannot be the same TPM.
+	Follow(ctx context.Context, deviceID string, c attest.Clock) error
+	// Put takes what the store has committed.
+	Put(k attestation.Known)
+}
+
 // ServerOptions is what the enrolment service needs.
 type ServerOptions struct {
 	Registry *Registry
 	Issuer   Issuer
+	// Book; nil: notebooks with a TPM are refused.
+	Book Book
+	// Endorsements are whom the collector believes that a TPM is genuine, as of
+	// now; nil: notebooks with a TPM are refused.
+	Endorsements func() *endorsement.Bundle
+	// LastSeen is when a device's last report arrived, zero if never; nil: only
+	// its certificates tell.
+	LastSeen func(deviceID string) time.Time
 	// Limits; the zero value is DefaultLimits.
 	Limits Limits
 	// Log; nil: nothing is logged.
@@ -92,9 +104,11 @@ func NewServer(o ServerOptions) *Server {
 
 type enrolStream = grpc.BidiStreamingServer[agentv1.EnrolRequest, agentv1.EnrolResponse]
 
-// Enrol makes a device of an expected notebook: limit, validate, challenge,
-// verify the proof, use the token, check the asset, issue, save with its audit
-// records, reply.
+// Enrol makes a device of an expected notebook: limit, read what it claims,
+// challenge, judge the proof, gather the facts, decide, and issue or wait or
+// refuse. What is ours is looked at only after the proof: where a stranger is
+// refused tells nothing about the inventory, and all but cheap checks cost it
+// a TPM's work first.
 func (s *Server) Enrol(stream enrolStream) error {
 	ctx, from := stream.Context(), peerAddress(stream.Context())
 	release, err := s.limit(from)
@@ -109,12 +123,15 @@ func (s *Server) Enrol(stream enrolStream) error {
 		s.Metrics.count("invalid")
 		return err
 	}
-	issued, err := s.enrol(ctx, stream, hello)
+	answer, err := s.enrol(ctx, stream, hello)
 	var no *refusal
 	switch {
+	case err == nil && answer.GetPending() != nil:
+		s.Metrics.count("pending")
+		return stream.Send(answer)
 	case err == nil:
 		s.Metrics.count("issued")
-		return stream.Send(issued)
+		return stream.Send(answer)
 	case errors.As(err, &no):
 		s.Metrics.count("refused")
 		s.refusals.take(from)
@@ -129,39 +146,28 @@ func (s *Server) Enrol(stream enrolStream) error {
 	return status.Error(codes.Unavailable, "the collector cannot enrol now; try again later")
 }
 
-// enrol is the way from hello to issued. A refusal is a *refusal, a malformed
-// message a status.
+// enrol is the way from hello to issued or pending. A refusal is a *refusal, a
+// malformed message a status.
 func (s *Server) enrol(ctx context.Context, stream enrolStream, hello *agentv1.Hello) (*agentv1.EnrolResponse, error) {
-	key, err := attest.ParseRequest(hello.GetCsr())
-	if err != nil {
-		return nil, &refusal{reason: "csr", detail: err.Error()}
-	}
-	if err := s.challenge(ctx, stream, hello, key); err != nil {
-		return nil, err
-	}
-	device, err := s.useToken(ctx, hello, key)
+	a, err := readHello(hello)
 	if err != nil {
 		return nil, err
 	}
-	if no := check(device, hello.GetMachine()); no != nil {
-		return nil, no
+	if err := s.challenge(ctx, stream, a); err != nil {
+		return nil, err
 	}
-	id := device.GetId()
-	if id == "" {
-		id = uuid.NewString()
-	}
-	cert, err := s.Issuer.IssueDevice(id, key, 0)
+	c, err := s.consider(ctx, a)
 	if err != nil {
 		return nil, err
 	}
-	number := device.GetAsset().GetAssetNumber()
-	if err := s.save(ctx, number, id, key, cert, hello); err != nil {
-		return nil, err
+	switch d := decide(c.facts); d.outcome {
+	case issue:
+		return s.issue(ctx, a, c, d.reason)
+	case wait:
+		return s.wait(ctx, a, c, d.reason)
+	default:
+		return nil, a.refuse(c, d)
 	}
-	return &agentv1.EnrolResponse{Message: &agentv1.EnrolResponse_Issued{Issued: &agentv1.Issued{
-		Chain: cert.Chain, DeviceId: id, AssetNumber: number,
-		RenewAfter: timestamppb.New(cert.RenewAfter), TrustBundle: s.Issuer.TrustBundle(),
-	}}}, nil
 }
 
 // limit takes a place for one attempt. The caller releases it.
@@ -189,23 +195,22 @@ func (s *Server) hello(stream enrolStream) (*agentv1.Hello, error) {
 	return m.GetHello(), nil
 }
 
-// challenge lets the agent prove, over this very connection, that it has the
-// key that it wants a certificate for.
-func (s *Server) challenge(ctx context.Context, stream enrolStream, hello *agentv1.Hello, key crypto.PublicKey) error {
-	nonce := make([]byte, attest.NonceBytes)
-	if _, err := rand.Read(nonce); err != nil {
-		return fmt.Errorf("making nonce: %w", err)
+// challenge lets the notebook prove, over this very connection, that it has what
+// it claims to have: the key, and the TPM. Each challenge is of one attempt and
+// is answered once.
+func (s *Server) challenge(ctx context.Context, stream enrolStream, a *applicant) error {
+	if a.tpm != nil && (s.Book == nil || s.Endorsements == nil) {
+		return &refusal{reason: "tpm_not_served", says: a.says()}
 	}
 	exporter, err := mtls.Exporter(ctx)
 	if err != nil {
 		return err
 	}
-	transcript, err := attest.Transcript(hello)
+	challenge, judge, err := a.ask(exporter)
 	if err != nil {
 		return err
 	}
-	err = stream.Send(&agentv1.EnrolResponse{Message: &agentv1.EnrolResponse_Challenge{Challenge: &agentv1.Challenge{Nonce: nonce}}})
-	if err != nil {
+	if err := stream.Send(&agentv1.EnrolResponse{Message: &agentv1.EnrolResponse_Challenge{Challenge: challenge}}); err != nil {
 		return err
 	}
 	m, err := receive(stream, proofTimeout)
@@ -215,118 +220,10 @@ func (s *Server) challenge(ctx context.Context, stream enrolStream, hello *agent
 	if m.GetProof() == nil {
 		return status.Error(codes.InvalidArgument, "the answer to the challenge is not a proof")
 	}
-	if err := attest.Verify(key, attest.EnrolDigest(nonce, exporter, transcript), m.GetProof().GetSignature()); err != nil {
-		return &refusal{reason: "proof", detail: err.Error()}
+	if err := judge(m.GetProof()); err != nil {
+		return &refusal{reason: "proof", detail: err.Error(), says: a.says()}
 	}
 	return nil
-}
-
-// useToken spends the token and returns the asset that it is bound to.
-func (s *Server) useToken(ctx context.Context, hello *agentv1.Hello, key crypto.PublicKey) (*fleetv1.Device, error) {
-	hash := hashToken(hello.GetToken())
-	number, err := s.Registry.store.UseToken(ctx, hash, s.Now())
-	no := &refusal{kind: "token.refused", asset: number, detail: hex.EncodeToString(hash[:8])}
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		no.reason = "unknown"
-		return nil, no
-	case errors.Is(err, fs.ErrExist) && (errors.Is(err, os.ErrDeadlineExceeded) || !s.answerWasLost(number, key)):
-		no.reason = "used"
-		return nil, no
-	case errors.Is(err, fs.ErrExist): // the lost answer, once more
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		no.reason = "expired"
-		return nil, no
-	case err != nil:
-		return nil, err
-	}
-	device, ok := s.Registry.Find(number)
-	if !ok {
-		no.reason = "asset_unknown"
-		return nil, no
-	}
-	return device, nil
-}
-
-// answerWasLost says whether a used token comes again with the very key that
-// was enrolled with it: the notebook has proved the key, but never got its
-// certificate. It is issued once more.
-func (s *Server) answerWasLost(assetNumber string, key crypto.PublicKey) bool {
-	device, ok := s.Registry.Find(assetNumber)
-	if !ok {
-		return false
-	}
-	spki, err := attest.SPKI(key)
-	return err == nil && s.Registry.Accepts(device.GetId(), spki) == nil
-}
-
-// check compares what the inventory says with what the notebook says of
-// itself. A serial number proves nothing, but another one than expected is an
-// alarm.
-func check(d *fleetv1.Device, m *agentv1.Machine) *refusal {
-	a := d.GetAsset()
-	no := &refusal{device: d.GetId(), asset: a.GetAssetNumber()}
-	if no.reason = notEnrollable(d); no.reason != "" {
-		return no
-	}
-	if a.GetSerial() != "" && serialKey(a.GetSerial()) != serialKey(m.GetSerial()) {
-		no.kind, no.reason = "device.serial_mismatch", "serial"
-		no.detail = fmt.Sprintf("inventory %q, notebook %q", a.GetSerial(), m.GetSerial())
-		return no
-	}
-	switch a.GetKeyProtection() {
-	case fleetv1.KeyProtection_KEY_PROTECTION_SOFTWARE, fleetv1.KeyProtection_KEY_PROTECTION_UNSPECIFIED:
-		return nil
-	}
-	no.reason = "key_protection"
-	return no
-}
-
-func (s *Server) save(ctx context.Context, number, id string, key crypto.PublicKey, cert *authority.Certificate, hello *agentv1.Hello) error {
-	spki, err := attest.SPKI(key)
-	if err != nil {
-		return err
-	}
-	fingerprint, err := attest.Fingerprint(key)
-	if err != nil {
-		return err
-	}
-	err = s.Registry.enrol(ctx, number, id, spki, cert, map[string]string{
-		"key_fingerprint": fingerprint, "key_protection": "software", "certificate_serial": cert.Serial,
-		"vendor": hello.GetMachine().GetVendor(), "model": hello.GetMachine().GetModel(), "serial": hello.GetMachine().GetSerial(),
-	})
-	if errors.Is(err, ErrTransition) {
-		return &refusal{asset: number, device: id, reason: "asset_changed"}
-	}
-	return err
-}
-
-// refusal is why an attempt is refused, for the audit log.
-type refusal struct {
-	kind   string // audit record; empty: "enrolment.refused"
-	reason string // one word
-	device string
-	asset  string
-	detail string
-}
-
-func (r *refusal) Error() string { return "refused: " + r.reason }
-
-// refused puts a refusal into the audit log and returns what the stranger gets
-// to see, which is always the same.
-func (s *Server) refused(ctx context.Context, r *refusal) error {
-	if r.kind == "" {
-		r.kind = "enrolment.refused"
-	}
-	record := audit.Record{
-		At: s.Now(), Kind: r.kind, DeviceID: r.device, AssetNumber: r.asset,
-		Details: map[string]string{"reason": r.reason, "detail": r.detail},
-	}
-	// The stranger may be gone: the record is written all the same.
-	if err := s.Registry.store.AppendAudit(context.WithoutCancel(ctx), record); err != nil {
-		s.Log.ErrorContext(ctx, "recording refusal failed", "kind", r.kind, "reason", r.reason, "error", err)
-	}
-	return errRefused
 }
 
 // receive waits for a message and checks its limits.
