@@ -507,7 +507,7 @@ func (x *Result) GetQuotedAt() *timestamppb.Timestamp {
 }
 
 // Finding is what one rule says, with everything that explains it.
-// Next field number: 15.
+// Next field number: 16.
 type Finding struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Rule    string                 `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
@@ -534,6 +534,9 @@ type Finding struct {
 	// The section of evidence that could not be read, or "attested", when outcome
 	// is UNKNOWN.
 	FailedSection string `protobuf:"bytes,14,opt,name=failed_section,json=failedSection,proto3" json:"failed_section,omitempty"`
+	// For rules over what the TPM vouches for: when it was first seen to fail since
+	// it last passed. Whoever then withholds the facts is treated no better.
+	FailedSince   *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=failed_since,json=failedSince,proto3" json:"failed_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -666,6 +669,13 @@ func (x *Finding) GetFailedSection() string {
 	return ""
 }
 
+func (x *Finding) GetFailedSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FailedSince
+	}
+	return nil
+}
+
 // Value is one value a rule read. The first word of its path says who vouches
 // for it: "evidence.patch.pending_security" the notebook itself,
 // "attested.secure_boot" its TPM, "asset.state" the inventory.
@@ -746,7 +756,7 @@ const file_pfoertner_posture_v1_result_proto_rawDesc = "" +
 	"\arollout\x18\v \x01(\x0e2\x1d.pfoertner.posture.v1.RolloutR\arollout\x12H\n" +
 	"\x10enforced_verdict\x18\f \x01(\x0e2\x1d.pfoertner.posture.v1.VerdictR\x0fenforcedVerdict\x12%\n" +
 	"\x0ewithout_notice\x18\r \x01(\bR\rwithoutNotice\x127\n" +
-	"\tquoted_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\bquotedAt\"\xfc\x05\n" +
+	"\tquoted_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\bquotedAt\"\xbb\x06\n" +
 	"\aFinding\x12\x12\n" +
 	"\x04rule\x18\x01 \x01(\tR\x04rule\x127\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x1d.pfoertner.posture.v1.OutcomeR\aoutcome\x124\n" +
@@ -763,7 +773,8 @@ const file_pfoertner_posture_v1_result_proto_rawDesc = "" +
 	"\treference\x18\v \x01(\tR\treference\x12K\n" +
 	"\x0econtradictions\x18\f \x03(\v2#.pfoertner.posture.v1.ContradictionR\x0econtradictions\x124\n" +
 	"\x06origin\x18\r \x01(\x0e2\x1c.pfoertner.posture.v1.OriginR\x06origin\x12%\n" +
-	"\x0efailed_section\x18\x0e \x01(\tR\rfailedSection\"1\n" +
+	"\x0efailed_section\x18\x0e \x01(\tR\rfailedSection\x12=\n" +
+	"\ffailed_since\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\vfailedSince\"1\n" +
 	"\x05Value\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value*F\n" +
@@ -839,11 +850,12 @@ var file_pfoertner_posture_v1_result_proto_depIdxs = []int32{
 	9,  // 17: pfoertner.posture.v1.Finding.grace_until:type_name -> google.protobuf.Timestamp
 	10, // 18: pfoertner.posture.v1.Finding.contradictions:type_name -> pfoertner.posture.v1.Contradiction
 	4,  // 19: pfoertner.posture.v1.Finding.origin:type_name -> pfoertner.posture.v1.Origin
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	9,  // 20: pfoertner.posture.v1.Finding.failed_since:type_name -> google.protobuf.Timestamp
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_pfoertner_posture_v1_result_proto_init() }
