@@ -14,8 +14,15 @@ import (
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
 
-// ErrNotAccepted is wrapped by every error of Accepts.
-var ErrNotAccepted = errors.New("device not accepted")
+var (
+	// ErrNotAccepted is wrapped by every error of Accepts.
+	ErrNotAccepted = errors.New("device not accepted")
+	// ErrStaleKey is wrapped by the error of Accepts for an active device that
+	// comes with a key that is neither its current nor its previous one. It wraps
+	// ErrNotAccepted. With a valid certificate for a software key it means that
+	// somebody has a copy; a key in a TPM has come back with a restored disk.
+	ErrStaleKey = fmt.Errorf("key is not the current key of the device: %w", ErrNotAccepted)
+)
 
 // credential is a device's key (SHA-256 of its SubjectPublicKeyInfo) and the
 // certificate issued for it last. The zero value fits no key.
@@ -32,8 +39,8 @@ func (c credential) fits(spki []byte) bool {
 // Accepts returns nil if the device is known and active, and spki is its
 // current key; otherwise an error that wraps ErrNotAccepted and says why. The
 // key before a renewal is accepted until Settle, but not longer than its
-// certificate lives. It changes nothing and waits for nothing: handshakes ask
-// it.
+// certificate lives; a software key not longer than it is allowed. It changes
+// nothing and waits for nothing: handshakes ask it.
 func (r *Registry) Accepts(deviceID string, spki []byte) error {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -44,10 +51,15 @@ func (r *Registry) Accepts(deviceID string, spki []byte) error {
 	if state := e.device.GetAsset().GetState(); state != fleetv1.AssetState_ASSET_STATE_ACTIVE {
 		return fmt.Errorf("asset is %s: %w", stateName(state), ErrNotAccepted)
 	}
-	if e.current.fits(spki) || e.previous.fits(spki) && r.now().Before(e.previous.notAfter) {
-		return nil
+	switch now := r.now(); {
+	case !e.current.fits(spki) && !e.previous.fits(spki):
+		return ErrStaleKey
+	case !e.current.fits(spki) && !now.Before(e.previous.notAfter):
+		return fmt.Errorf("key before the renewal has expired: %w", ErrNotAccepted)
+	case usesSoftware(e.device) && !softwareAllowed(e.device.GetAsset(), now):
+		return fmt.Errorf("its software key is not allowed, or not any more: %w", ErrNotAccepted)
 	}
-	return fmt.Errorf("key is not the current key of the device: %w", ErrNotAccepted)
+	return nil
 }
 
 // Settle notes that a device uses the key spki. With the first use of a new key
@@ -78,9 +90,7 @@ func (r *Registry) Settle(ctx context.Context, deviceID string, spki []byte) err
 // was just issued to it. from is the key that asked: it must be accepted
 // still, and stays so until Settle, because the answer may be lost.
 func (r *Registry) Renew(ctx context.Context, deviceID string, from, spki []byte, serial string, notAfter time.Time) error {
-	r.mu.RLock()
-	e := r.byID[deviceID]
-	r.mu.RUnlock()
+	e := r.entryOf(deviceID)
 	if e == nil {
 		return fmt.Errorf("renewing %s: %w", deviceID, fs.ErrNotExist)
 	}

@@ -8,7 +8,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"pfoertner/collector/attestation"
 	"pfoertner/collector/audit"
+	"pfoertner/collector/authority"
 	"pfoertner/collector/store"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
@@ -76,6 +80,64 @@ func (h *house) stock(t testing.TB, lines string) {
 }
 
 const header = "asset_number;vendor;model;serial;unit;groups;key_protection;vpn_certificate_sha256\n"
+
+// order gives an order in the name of each operator, one after the other.
+func (h *house) order(t testing.TB, o *fleetv1.Order, operators ...string) *fleetv1.GiveOrderResponse {
+	t.Helper()
+	var response *fleetv1.GiveOrderResponse
+	for _, operator := range operators {
+		var err error
+		if response, err = h.GiveOrder(t.Context(), operator, o); err != nil {
+			t.Fatalf("%s orders %s: %v", operator, actionName(o), err)
+		}
+	}
+	return response
+}
+
+// allowSoftware lets two operators allow software keys for assets, for 300 days.
+func (h *house) allowSoftware(t testing.TB, assets ...string) {
+	t.Helper()
+	for _, asset := range assets {
+		if !h.order(t, allowSoftware(asset, h.clock.Now().AddDate(0, 0, 300)), "anna", "bert").GetDone() {
+			t.Fatalf("no software key for %s", asset)
+		}
+	}
+}
+
+func allowSoftware(asset string, until time.Time) *fleetv1.Order {
+	return &fleetv1.Order{Device: asset, Reason: "old notebook", Action: &fleetv1.Order_AllowSoftwareKey{
+		AllowSoftwareKey: &fleetv1.AllowSoftwareKey{Until: timestamppb.New(until)},
+	}}
+}
+
+// enrolSoftware makes an asset that may have a software key an enrolled device.
+func (h *house) enrolSoftware(t testing.TB, asset, id string, spki []byte) error {
+	t.Helper()
+	return h.Enrol(t.Context(), Enrolment{
+		AssetNumber: asset, DeviceID: id, SPKI: spki,
+		Certificate: &authority.Certificate{Serial: "01", NotAfter: h.clock.Now().Add(72 * time.Hour)},
+		Key:         &fleetv1.DeviceKey{Protection: software},
+	})
+}
+
+// enrolTPM makes an asset whose TPM has an endorsement key an enrolled device.
+func (h *house) enrolTPM(t testing.TB, asset, id string, spki, endorsement []byte) error {
+	t.Helper()
+	since := h.clock.Now()
+	return h.Enrol(t.Context(), Enrolment{
+		AssetNumber: asset, DeviceID: id, SPKI: spki,
+		Certificate: &authority.Certificate{Serial: "02", NotAfter: h.clock.Now().Add(72 * time.Hour)},
+		Key: &fleetv1.DeviceKey{
+			Protection: inTPM, EndorsementKeySha256: endorsement, EndorsedBy: "a root", AttestationKeySince: timestamppb.New(since),
+		},
+		TPM: &attestation.Known{DeviceID: id, EndorsementKey: []byte("ek"), AttestationKey: []byte("ak"), Since: since},
+	})
+}
+
+const (
+	software = fleetv1.KeyProtection_KEY_PROTECTION_SOFTWARE
+	inTPM    = fleetv1.KeyProtection_KEY_PROTECTION_TPM
+)
 
 // device returns the asset's device, which must exist.
 func (h *house) device(t testing.TB, key string) *fleetv1.Device {

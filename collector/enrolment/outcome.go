@@ -37,9 +37,9 @@ func (s *Server) issue(ctx context.Context, a *applicant, c *candidacy, way stri
 	if id == "" {
 		id = uuid.NewString()
 	}
-	var lifetime time.Duration // of a key in a TPM
+	lifetime := authority.DeviceLifetime
 	if !c.hardware {
-		lifetime = s.Registry.CertificateLifetime(id)
+		lifetime = s.Registry.lifetimeInSoftware(c.device.GetAsset())
 	}
 	cert, err := s.Issuer.IssueDevice(id, a.key, lifetime)
 	if err != nil {

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"pfoertner/collector/authority"
 	"pfoertner/collector/store"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
@@ -25,15 +24,15 @@ var (
 	thirdKey = bytes.Repeat([]byte{3}, 32)
 )
 
-// give makes an asset an enrolled device with oldKey.
+// give makes an asset an enrolled device with oldKey, a software key.
 func (h *house) give(t testing.TB, asset string) string {
 	t.Helper()
 	id := deviceA
 	if _, taken := h.Device(id); taken {
 		id = deviceB
 	}
-	cert := &authority.Certificate{Serial: "01", NotAfter: h.clock.Now().Add(72 * time.Hour)}
-	if err := h.enrol(t.Context(), asset, id, oldKey, cert, nil); err != nil {
+	h.allowSoftware(t, asset)
+	if err := h.enrolSoftware(t, asset, id, oldKey); err != nil {
 		t.Fatal(err)
 	}
 	return id
@@ -58,8 +57,8 @@ func TestStatesGoTheirWayOnly(t *testing.T) {
 			number := fmt.Sprintf("NB-%d-%s", n, stateName(to))
 			h.stock(t, number+";;;;;;;\n")
 			if tc.enrolled {
-				cert := &authority.Certificate{Serial: "01", NotAfter: h.clock.Now().Add(time.Hour)}
-				if err := h.enrol(t.Context(), number, fmt.Sprintf("%s%d%d", deviceA[:34], n, i), oldKey, cert, nil); err != nil {
+				h.allowSoftware(t, number)
+				if err := h.enrolSoftware(t, number, fmt.Sprintf("%s%d%d", deviceA[:34], n, i), oldKey); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -150,8 +149,8 @@ func TestSubscribersSeeCommittedChangesInOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Enrolment is two changes: the device, then its key.
-	if want := []string{"expected", "active", "active", "suspended", "active", "retired"}; !slices.Equal(states, want) {
+	// Before enrolment two operators allow a software key.
+	if want := []string{"expected", "expected", "active", "suspended", "active", "retired"}; !slices.Equal(states, want) {
 		t.Errorf("told %v, want %v", states, want)
 	}
 }
@@ -256,8 +255,7 @@ func TestRenewalSurvivesARestartAtAnyMoment(t *testing.T) {
 			return r.Renew(t.Context(), id, thirdKey, newKey, "04", h.clock.Now().Add(96*time.Hour))
 		}, [][]byte{thirdKey, newKey}},
 		{"enrolled anew", func(r *Registry) error {
-			cert := &authority.Certificate{Serial: "05", NotAfter: h.clock.Now().Add(72 * time.Hour)}
-			return r.enrol(t.Context(), "NB-1", id, oldKey, cert, nil)
+			return (&house{Registry: r, clock: h.clock}).enrolSoftware(t, "NB-1", id, oldKey)
 		}, [][]byte{oldKey}},
 	} {
 		r := h.reload(t)
@@ -333,8 +331,7 @@ func TestNewEnrolmentReplacesTheKeyAtOnce(t *testing.T) {
 	if err := h.Renew(t.Context(), id, oldKey, newKey, "02", h.clock.Now().Add(96*time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	cert := &authority.Certificate{Serial: "03", NotAfter: h.clock.Now().Add(72 * time.Hour)}
-	if err := h.enrol(t.Context(), "NB-1", id, thirdKey, cert, nil); err != nil {
+	if err := h.enrolSoftware(t, "NB-1", id, thirdKey); err != nil {
 		t.Fatal(err)
 	}
 	for _, key := range [][]byte{oldKey, newKey} {
@@ -345,7 +342,7 @@ func TestNewEnrolmentReplacesTheKeyAtOnce(t *testing.T) {
 	if err := h.Accepts(id, thirdKey); err != nil {
 		t.Error(err)
 	}
-	if err := h.enrol(t.Context(), "NB-1", deviceB, thirdKey, cert, nil); !errors.Is(err, ErrTransition) {
+	if err := h.enrolSoftware(t, "NB-1", deviceB, thirdKey); !errors.Is(err, ErrTransition) {
 		t.Errorf("an asset with a second device id: %v", err)
 	}
 }

@@ -94,42 +94,10 @@ func (r *Registry) mayHaveVPN(d *fleetv1.Device) error {
 	return nil
 }
 
-// endVPN unbinds the VPN certificates whose time has come, and says when the
-// next one's does; zero: none is bound.
-func (r *Registry) endVPN(ctx context.Context) (next time.Time, err error) {
-	var errs []error
-	for _, d := range r.All() {
-		for _, c := range d.GetVpnCertificates() {
-			at := c.GetExpiresAt().AsTime()
-			if !at.After(r.now()) {
-				errs = append(errs, r.unbindEnded(ctx, d.GetId()))
-				break
-			}
-			if next.IsZero() || at.Before(next) {
-				next = at
-			}
-		}
-	}
-	return next, errors.Join(errs...)
-}
-
-func (r *Registry) unbindEnded(ctx context.Context, deviceID string) error {
-	r.change.Lock()
-	defer r.change.Unlock()
-	old, ok := r.Device(deviceID)
-	if !ok {
-		return nil
-	}
-	d := proto.CloneOf(old)
-	ended := dropVPN(d, func(c *fleetv1.VpnCertificate) bool { return !c.GetExpiresAt().AsTime().After(r.now()) })
-	if len(ended) == 0 {
-		return nil
-	}
-	record := r.record("vpn_certificate.ended", "", d, map[string]string{"certificate_sha256": prints(ended)})
-	if err := r.save(ctx, []*fleetv1.Device{d}, record); err != nil {
-		return fmt.Errorf("unbinding VPN certificates of %s: %w", deviceID, err)
-	}
-	return nil
+// endedVPN unbinds, in a device that is about to be saved, the VPN certificates
+// whose time has come, and returns them.
+func endedVPN(d *fleetv1.Device, now time.Time) []*fleetv1.VpnCertificate {
+	return dropVPN(d, func(c *fleetv1.VpnCertificate) bool { return !c.GetExpiresAt().AsTime().After(now) })
 }
 
 // forgetVPN unbinds, in a device that is about to be saved, whatever the
