@@ -218,6 +218,7 @@ type ConnectResponse struct {
 	//	*ConnectResponse_VpnKeyChallenge
 	//	*ConnectResponse_VpnCertificate
 	//	*ConnectResponse_VpnKeyWanted
+	//	*ConnectResponse_TunnelProofWanted
 	Message       isConnectResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -377,6 +378,15 @@ func (x *ConnectResponse) GetVpnKeyWanted() *VpnKeyWanted {
 	return nil
 }
 
+func (x *ConnectResponse) GetTunnelProofWanted() *TunnelProofWanted {
+	if x != nil {
+		if x, ok := x.Message.(*ConnectResponse_TunnelProofWanted); ok {
+			return x.TunnelProofWanted
+		}
+	}
+	return nil
+}
+
 type isConnectResponse_Message interface {
 	isConnectResponse_Message()
 }
@@ -433,6 +443,10 @@ type ConnectResponse_VpnKeyWanted struct {
 	VpnKeyWanted *VpnKeyWanted `protobuf:"bytes,13,opt,name=vpn_key_wanted,json=vpnKeyWanted,proto3,oneof"`
 }
 
+type ConnectResponse_TunnelProofWanted struct {
+	TunnelProofWanted *TunnelProofWanted `protobuf:"bytes,14,opt,name=tunnel_proof_wanted,json=tunnelProofWanted,proto3,oneof"`
+}
+
 func (*ConnectResponse_Welcome) isConnectResponse_Message() {}
 
 func (*ConnectResponse_Acknowledgement) isConnectResponse_Message() {}
@@ -458,6 +472,8 @@ func (*ConnectResponse_VpnKeyChallenge) isConnectResponse_Message() {}
 func (*ConnectResponse_VpnCertificate) isConnectResponse_Message() {}
 
 func (*ConnectResponse_VpnKeyWanted) isConnectResponse_Message() {}
+
+func (*ConnectResponse_TunnelProofWanted) isConnectResponse_Message() {}
 
 // ClientHello opens a stream.
 type ClientHello struct {
@@ -1687,6 +1703,44 @@ func (x *VpnCertificate) GetRefusal() string {
 	return ""
 }
 
+// TunnelProofWanted says that a VPN session of this device needs a proof
+// (TunnelService) and has none, or has it no longer.
+type TunnelProofWanted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TunnelProofWanted) Reset() {
+	*x = TunnelProofWanted{}
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TunnelProofWanted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TunnelProofWanted) ProtoMessage() {}
+
+func (x *TunnelProofWanted) ProtoReflect() protoreflect.Message {
+	mi := &file_pfoertner_agent_v1_session_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TunnelProofWanted.ProtoReflect.Descriptor instead.
+func (*TunnelProofWanted) Descriptor() ([]byte, []int) {
+	return file_pfoertner_agent_v1_session_proto_rawDescGZIP(), []int{22}
+}
+
 var File_pfoertner_agent_v1_session_proto protoreflect.FileDescriptor
 
 const file_pfoertner_agent_v1_session_proto_rawDesc = "" +
@@ -1701,7 +1755,7 @@ const file_pfoertner_agent_v1_session_proto_rawDesc = "" +
 	"\bpresence\x18\x06 \x01(\v2\x1c.pfoertner.agent.v1.PresenceH\x00R\bpresence\x12<\n" +
 	"\avpn_key\x18\a \x01(\v2!.pfoertner.agent.v1.VpnKeyRequestH\x00R\x06vpnKey\x12E\n" +
 	"\rvpn_key_proof\x18\b \x01(\v2\x1f.pfoertner.agent.v1.VpnKeyProofH\x00R\vvpnKeyProofB\t\n" +
-	"\amessage\"\x89\a\n" +
+	"\amessage\"\xe2\a\n" +
 	"\x0fConnectResponse\x127\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1b.pfoertner.agent.v1.WelcomeH\x00R\awelcome\x12O\n" +
 	"\x0facknowledgement\x18\x02 \x01(\v2#.pfoertner.agent.v1.AcknowledgementH\x00R\x0facknowledgement\x127\n" +
@@ -1716,7 +1770,8 @@ const file_pfoertner_agent_v1_session_proto_rawDesc = "" +
 	" \x01(\v2!.pfoertner.agent.v1.PresenceCheckH\x00R\rpresenceCheck\x12Q\n" +
 	"\x11vpn_key_challenge\x18\v \x01(\v2#.pfoertner.agent.v1.VpnKeyChallengeH\x00R\x0fvpnKeyChallenge\x12M\n" +
 	"\x0fvpn_certificate\x18\f \x01(\v2\".pfoertner.agent.v1.VpnCertificateH\x00R\x0evpnCertificate\x12H\n" +
-	"\x0evpn_key_wanted\x18\r \x01(\v2 .pfoertner.agent.v1.VpnKeyWantedH\x00R\fvpnKeyWantedB\t\n" +
+	"\x0evpn_key_wanted\x18\r \x01(\v2 .pfoertner.agent.v1.VpnKeyWantedH\x00R\fvpnKeyWanted\x12W\n" +
+	"\x13tunnel_proof_wanted\x18\x0e \x01(\v2%.pfoertner.agent.v1.TunnelProofWantedH\x00R\x11tunnelProofWantedB\t\n" +
 	"\amessage\"R\n" +
 	"\vClientHello\x12\x1e\n" +
 	"\n" +
@@ -1800,7 +1855,8 @@ const file_pfoertner_agent_v1_session_proto_rawDesc = "" +
 	"\tsignature\x18\x03 \x01(\fR\tsignature\"@\n" +
 	"\x0eVpnCertificate\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x18\n" +
-	"\arefusal\x18\x02 \x01(\tR\arefusal2h\n" +
+	"\arefusal\x18\x02 \x01(\tR\arefusal\"\x13\n" +
+	"\x11TunnelProofWanted2h\n" +
 	"\x0eSessionService\x12V\n" +
 	"\aConnect\x12\".pfoertner.agent.v1.ConnectRequest\x1a#.pfoertner.agent.v1.ConnectResponse(\x010\x01B,Z*pfoertner/proto/pfoertner/agent/v1;agentv1b\x06proto3"
 
@@ -1816,7 +1872,7 @@ func file_pfoertner_agent_v1_session_proto_rawDescGZIP() []byte {
 	return file_pfoertner_agent_v1_session_proto_rawDescData
 }
 
-var file_pfoertner_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_pfoertner_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_pfoertner_agent_v1_session_proto_goTypes = []any{
 	(*ConnectRequest)(nil),      // 0: pfoertner.agent.v1.ConnectRequest
 	(*ConnectResponse)(nil),     // 1: pfoertner.agent.v1.ConnectResponse
@@ -1840,10 +1896,11 @@ var file_pfoertner_agent_v1_session_proto_goTypes = []any{
 	(*VpnKeyChallenge)(nil),     // 19: pfoertner.agent.v1.VpnKeyChallenge
 	(*VpnKeyProof)(nil),         // 20: pfoertner.agent.v1.VpnKeyProof
 	(*VpnCertificate)(nil),      // 21: pfoertner.agent.v1.VpnCertificate
-	(*v1.Result)(nil),           // 22: pfoertner.posture.v1.Result
-	(*Issued)(nil),              // 23: pfoertner.agent.v1.Issued
-	(*durationpb.Duration)(nil), // 24: google.protobuf.Duration
-	(*v1.Evidence)(nil),         // 25: pfoertner.posture.v1.Evidence
+	(*TunnelProofWanted)(nil),   // 22: pfoertner.agent.v1.TunnelProofWanted
+	(*v1.Result)(nil),           // 23: pfoertner.posture.v1.Result
+	(*Issued)(nil),              // 24: pfoertner.agent.v1.Issued
+	(*durationpb.Duration)(nil), // 25: google.protobuf.Duration
+	(*v1.Evidence)(nil),         // 26: pfoertner.posture.v1.Evidence
 }
 var file_pfoertner_agent_v1_session_proto_depIdxs = []int32{
 	2,  // 0: pfoertner.agent.v1.ConnectRequest.hello:type_name -> pfoertner.agent.v1.ClientHello
@@ -1857,9 +1914,9 @@ var file_pfoertner_agent_v1_session_proto_depIdxs = []int32{
 	3,  // 8: pfoertner.agent.v1.ConnectResponse.welcome:type_name -> pfoertner.agent.v1.Welcome
 	11, // 9: pfoertner.agent.v1.ConnectResponse.acknowledgement:type_name -> pfoertner.agent.v1.Acknowledgement
 	12, // 10: pfoertner.agent.v1.ConnectResponse.collect:type_name -> pfoertner.agent.v1.Collect
-	22, // 11: pfoertner.agent.v1.ConnectResponse.result:type_name -> pfoertner.posture.v1.Result
+	23, // 11: pfoertner.agent.v1.ConnectResponse.result:type_name -> pfoertner.posture.v1.Result
 	15, // 12: pfoertner.agent.v1.ConnectResponse.renewal_challenge:type_name -> pfoertner.agent.v1.RenewalChallenge
-	23, // 13: pfoertner.agent.v1.ConnectResponse.issued:type_name -> pfoertner.agent.v1.Issued
+	24, // 13: pfoertner.agent.v1.ConnectResponse.issued:type_name -> pfoertner.agent.v1.Issued
 	13, // 14: pfoertner.agent.v1.ConnectResponse.resync:type_name -> pfoertner.agent.v1.Resync
 	7,  // 15: pfoertner.agent.v1.ConnectResponse.pace:type_name -> pfoertner.agent.v1.Pace
 	8,  // 16: pfoertner.agent.v1.ConnectResponse.vpn_catalogue:type_name -> pfoertner.agent.v1.VpnCatalogue
@@ -1867,21 +1924,22 @@ var file_pfoertner_agent_v1_session_proto_depIdxs = []int32{
 	19, // 18: pfoertner.agent.v1.ConnectResponse.vpn_key_challenge:type_name -> pfoertner.agent.v1.VpnKeyChallenge
 	21, // 19: pfoertner.agent.v1.ConnectResponse.vpn_certificate:type_name -> pfoertner.agent.v1.VpnCertificate
 	17, // 20: pfoertner.agent.v1.ConnectResponse.vpn_key_wanted:type_name -> pfoertner.agent.v1.VpnKeyWanted
-	24, // 21: pfoertner.agent.v1.Welcome.report_interval:type_name -> google.protobuf.Duration
-	24, // 22: pfoertner.agent.v1.Welcome.renew_after:type_name -> google.protobuf.Duration
-	24, // 23: pfoertner.agent.v1.Pace.report_interval:type_name -> google.protobuf.Duration
-	24, // 24: pfoertner.agent.v1.Report.collected_ago:type_name -> google.protobuf.Duration
-	25, // 25: pfoertner.agent.v1.Report.full:type_name -> pfoertner.posture.v1.Evidence
-	25, // 26: pfoertner.agent.v1.Report.delta:type_name -> pfoertner.posture.v1.Evidence
-	10, // 27: pfoertner.agent.v1.Report.heartbeat:type_name -> pfoertner.agent.v1.Heartbeat
-	24, // 28: pfoertner.agent.v1.VpnKeyWanted.renew_before:type_name -> google.protobuf.Duration
-	0,  // 29: pfoertner.agent.v1.SessionService.Connect:input_type -> pfoertner.agent.v1.ConnectRequest
-	1,  // 30: pfoertner.agent.v1.SessionService.Connect:output_type -> pfoertner.agent.v1.ConnectResponse
-	30, // [30:31] is the sub-list for method output_type
-	29, // [29:30] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	22, // 21: pfoertner.agent.v1.ConnectResponse.tunnel_proof_wanted:type_name -> pfoertner.agent.v1.TunnelProofWanted
+	25, // 22: pfoertner.agent.v1.Welcome.report_interval:type_name -> google.protobuf.Duration
+	25, // 23: pfoertner.agent.v1.Welcome.renew_after:type_name -> google.protobuf.Duration
+	25, // 24: pfoertner.agent.v1.Pace.report_interval:type_name -> google.protobuf.Duration
+	25, // 25: pfoertner.agent.v1.Report.collected_ago:type_name -> google.protobuf.Duration
+	26, // 26: pfoertner.agent.v1.Report.full:type_name -> pfoertner.posture.v1.Evidence
+	26, // 27: pfoertner.agent.v1.Report.delta:type_name -> pfoertner.posture.v1.Evidence
+	10, // 28: pfoertner.agent.v1.Report.heartbeat:type_name -> pfoertner.agent.v1.Heartbeat
+	25, // 29: pfoertner.agent.v1.VpnKeyWanted.renew_before:type_name -> google.protobuf.Duration
+	0,  // 30: pfoertner.agent.v1.SessionService.Connect:input_type -> pfoertner.agent.v1.ConnectRequest
+	1,  // 31: pfoertner.agent.v1.SessionService.Connect:output_type -> pfoertner.agent.v1.ConnectResponse
+	31, // [31:32] is the sub-list for method output_type
+	30, // [30:31] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_pfoertner_agent_v1_session_proto_init() }
@@ -1914,6 +1972,7 @@ func file_pfoertner_agent_v1_session_proto_init() {
 		(*ConnectResponse_VpnKeyChallenge)(nil),
 		(*ConnectResponse_VpnCertificate)(nil),
 		(*ConnectResponse_VpnKeyWanted)(nil),
+		(*ConnectResponse_TunnelProofWanted)(nil),
 	}
 	file_pfoertner_agent_v1_session_proto_msgTypes[9].OneofWrappers = []any{
 		(*Report_Full)(nil),
@@ -1926,7 +1985,7 @@ func file_pfoertner_agent_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pfoertner_agent_v1_session_proto_rawDesc), len(file_pfoertner_agent_v1_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
