@@ -160,7 +160,7 @@ func (f facts) again() ruling {
 func decideSoftware(f facts) ruling {
 	switch {
 	case f.token != tokenValid:
-		return f.unwelcome("unknown")
+		return f.unwelcome("no_token")
 	case !enrollable(f.state):
 		return ruling{refuse, "asset_" + stateName(f.state), recordRefused}
 	case f.hadTPM || !f.permitted:

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"pfoertner/collector/authority"
 	"pfoertner/internal/attest"
@@ -82,6 +83,31 @@ func (o *office) token(t testing.TB, asset string) string {
 		t.Fatal(err)
 	}
 	return token
+}
+
+// permit allows assets a software key, by two operators.
+func (o *office) permit(t testing.TB, assets ...string) {
+	t.Helper()
+	for _, asset := range assets {
+		o.order(t, &fleetv1.Order{Device: asset, Reason: "no TPM", Action: &fleetv1.Order_AllowSoftwareKey{
+			AllowSoftwareKey: &fleetv1.AllowSoftwareKey{Until: timestamppb.New(o.clock.Now().AddDate(0, 6, 0))},
+		}})
+	}
+}
+
+// order gives an order by two operators, or by one where that does.
+func (o *office) order(t testing.TB, order *fleetv1.Order) {
+	t.Helper()
+	for _, operator := range []string{"ops-1", "ops-2"} {
+		answer, err := o.GiveOrder(t.Context(), operator, order)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if answer.GetDone() {
+			return
+		}
+	}
+	t.Fatal("two operators are not enough")
 }
 
 func (o *office) dial(t testing.TB) agentv1.EnrolmentServiceClient {
@@ -179,7 +205,8 @@ func (a *attempt) prove(ctx context.Context, c *agentv1.Challenge) (*agentv1.Enr
 
 func TestExpectedNotebookBecomesADevice(t *testing.T) {
 	o := newOffice(t, Limits{})
-	o.stock(t, "NB-1;Lenovo;T14;PF1;inneres;;software;\n")
+	o.stock(t, "NB-1;Lenovo;T14;PF1;inneres;;;\n")
+	o.permit(t, "NB-1")
 	a := newAttempt(t, o.token(t, "NB-1"), " pf1 ")
 	issued, err := a.try(t, o.dial(t))
 	if err != nil {
@@ -193,8 +220,11 @@ func TestExpectedNotebookBecomesADevice(t *testing.T) {
 	if role != mtls.RoleDevice || id != issued.GetDeviceId() || err != nil || !a.key.PublicKey.Equal(cert.PublicKey) {
 		t.Errorf("certificate of %s %s, %v", role, id, err)
 	}
-	if issued.GetAssetNumber() != "NB-1" || !issued.GetRenewAfter().AsTime().Equal(o.clock.Now().Add(24*time.Hour)) {
-		t.Errorf("issued %v", issued)
+	if issued.GetAssetNumber() != "NB-1" || !issued.GetRenewAfter().AsTime().Equal(o.clock.Now().Add(8*time.Hour)) {
+		t.Errorf("issued for %s, renewed after %s", issued.GetAssetNumber(), issued.GetRenewAfter().AsTime())
+	}
+	if !cert.NotAfter.Equal(o.clock.Now().Add(DefaultSoftwareLifetime)) {
+		t.Errorf("a certificate for a software key ends at %s", cert.NotAfter)
 	}
 	trust, err := x509.ParseCertificate(issued.GetTrustBundle()[0])
 	if err != nil || !trust.IsCA || len(issued.GetTrustBundle()) != 1 {
@@ -220,6 +250,7 @@ func TestExpectedNotebookBecomesADevice(t *testing.T) {
 func TestNewTokenReplacesTheCredentialOfADevice(t *testing.T) {
 	o := newOffice(t, Limits{})
 	o.stock(t, "NB-1;;;;;;;\n")
+	o.permit(t, "NB-1")
 	enrol := func() (*agentv1.Issued, *x509.Certificate) {
 		issued, err := newAttempt(t, o.token(t, "NB-1"), "x").try(t, o.dial(t))
 		if err != nil {
@@ -244,6 +275,7 @@ func TestNewTokenReplacesTheCredentialOfADevice(t *testing.T) {
 func TestNotebookThatNeverGotItsCertificateGetsItOnceMore(t *testing.T) {
 	o := newOffice(t, Limits{})
 	o.stock(t, "NB-1;;;PF1;;;;\n")
+	o.permit(t, "NB-1")
 	client := o.dial(t)
 	token := o.token(t, "NB-1")
 	lost := newAttempt(t, token, "PF1")
@@ -271,6 +303,7 @@ func TestNotebookThatNeverGotItsCertificateGetsItOnceMore(t *testing.T) {
 func TestRefusalsLookAlikeAndAreAudited(t *testing.T) {
 	o := newOffice(t, Limits{Attempts: Rate{1e6, 1e6}, AttemptsPerPeer: Rate{1e6, 1e6}, RefusalsPerPeer: Rate{1e6, 1e6}, Open: 10})
 	o.stock(t, "NB-1;;;PF1;;;;\nNB-2;;;;;;;\nNB-3;;;;;;;\nNB-TPM;;;;;;tpm;\n")
+	o.permit(t, "NB-1", "NB-2", "NB-3")
 	client := o.dial(t)
 	used := o.token(t, "NB-1")
 	if _, err := newAttempt(t, used, "PF1").try(t, client); err != nil {
@@ -293,14 +326,14 @@ func TestRefusalsLookAlikeAndAreAudited(t *testing.T) {
 		reason  string
 	}{
 		"unknown token":      {newAttempt(t, "PFT-AAAA-BBBB", "PF1"), "token.refused", "unknown"},
-		"no token":           {newAttempt(t, "", "PF1"), "token.refused", "unknown"},
+		"no token":           {newAttempt(t, "", "PF1"), "enrolment.refused", "no_token"},
 		"used token":         {newAttempt(t, used, "PF1"), "token.refused", "used"},
 		"expired token":      {newAttempt(t, expired, "PF1"), "token.refused", "expired"},
 		"another machine":    {newAttempt(t, o.token(t, "NB-1"), "PF2"), "device.serial_mismatch", "serial"},
 		"machine says none":  {newAttempt(t, o.token(t, "NB-1"), ""), "device.serial_mismatch", "serial"},
 		"suspended asset":    {newAttempt(t, state("NB-2", suspended), ""), "enrolment.refused", "asset_suspended"},
 		"retired asset":      {newAttempt(t, state("NB-3", retired), ""), "enrolment.refused", "asset_retired"},
-		"TPM demanded":       {newAttempt(t, o.token(t, "NB-TPM"), ""), "enrolment.refused", "key_protection"},
+		"TPM demanded":       {newAttempt(t, o.token(t, "NB-TPM"), ""), "alarm.downgrade", "downgrade"},
 		"no request":         {with(newAttempt(t, o.token(t, "NB-1"), "PF1"), func(a *attempt) { a.hello.Csr = nil }), "enrolment.refused", "csr"},
 		"request cut off":    {with(newAttempt(t, o.token(t, "NB-1"), "PF1"), func(a *attempt) { a.hello.Csr = a.hello.Csr[:len(a.hello.Csr)-2] }), "enrolment.refused", "csr"},
 		"request of another": {with(newAttempt(t, o.token(t, "NB-1"), "PF1"), func(a *attempt) { a.hello.Csr = other.hello.Csr }), "enrolment.refused", "proof"},
@@ -347,6 +380,7 @@ func TestRefusalsLookAlikeAndAreAudited(t *testing.T) {
 func TestRelayedProofIsRefused(t *testing.T) {
 	o := newOffice(t, Limits{})
 	o.stock(t, "NB-1;;;;;;;\n")
+	o.permit(t, "NB-1")
 	honest := newAttempt(t, o.token(t, "NB-1"), "")
 	victim, err := o.dial(t).Enrol(t.Context())
 	if err != nil {
@@ -374,6 +408,7 @@ func TestRelayedProofIsRefused(t *testing.T) {
 func TestNonsenseIsRefusedClearly(t *testing.T) {
 	o := newOffice(t, Limits{})
 	o.stock(t, "NB-1;;;;;;;\n")
+	o.permit(t, "NB-1")
 	client := o.dial(t)
 	long := newAttempt(t, strings.Repeat("x", posture.MaxStringBytes+1), "")
 	oversize := newAttempt(t, "x", "")
@@ -415,6 +450,7 @@ func first(t testing.TB, client agentv1.EnrolmentServiceClient, m *agentv1.Enrol
 func TestStrangersAreLimited(t *testing.T) {
 	o := newOffice(t, Limits{Attempts: Rate{100, 100}, AttemptsPerPeer: Rate{100, 100}, RefusalsPerPeer: Rate{1.0 / 60, 3}, Open: 10})
 	o.stock(t, "NB-1;;;;;;;\n")
+	o.permit(t, "NB-1")
 	client := o.dial(t)
 	for range 3 {
 		if _, err := newAttempt(t, "guess", "").try(t, client); status.Code(err) != codes.PermissionDenied {
@@ -482,6 +518,7 @@ func TestPeersAreForgottenInGenerations(t *testing.T) {
 func TestDeviceCertificateIsNoObstacleToEnrolAgain(t *testing.T) {
 	o := newOffice(t, Limits{})
 	o.stock(t, "NB-1;;;;;;;\n")
+	o.permit(t, "NB-1")
 	a := newAttempt(t, o.token(t, "NB-1"), "")
 	issued, err := a.try(t, o.dial(t))
 	if err != nil {
@@ -525,6 +562,7 @@ func (s *silentStream) Recv() (*agentv1.EnrolRequest, error) {
 func FuzzEnrol(f *testing.F) {
 	o := newOffice(f, Limits{})
 	o.stock(f, "NB-1;;;;;;;\n")
+	o.permit(f, "NB-1")
 	a := newAttempt(f, o.token(f, "NB-1"), "")
 	for _, m := range []*agentv1.EnrolRequest{helloMessage(a.hello), helloMessage(&agentv1.Hello{}), proofMessage([]byte("x")), {}} {
 		b, err := proto.Marshal(m)
