@@ -45,6 +45,10 @@ func (s *stream) handle(m *agentv1.ConnectResponse) error {
 		return s.proveVPNKey(m.VpnKeyChallenge)
 	case *agentv1.ConnectResponse_VpnCertificate:
 		return s.completeVPNKey(m.VpnCertificate)
+	case *agentv1.ConnectResponse_TunnelProofWanted:
+		if s.TunnelProofWanted != nil {
+			s.TunnelProofWanted()
+		}
 	case *agentv1.ConnectResponse_Resync:
 		return s.resync(m.Resync)
 	}

@@ -80,8 +80,11 @@ type Options struct {
 	// VPNCatalogue is told of the collector's catalogue of VPN clients; nil:
 	// there is no use for one.
 	VPNCatalogue VPNCatalogue
-	Board        Board
-	Log          *slog.Logger
+	// TunnelProofWanted is called when the collector waits for the proof that a
+	// VPN session is this notebook's; it must not wait. Nil: nobody proves any.
+	TunnelProofWanted func()
+	Board             Board
+	Log               *slog.Logger
 }
 
 const (

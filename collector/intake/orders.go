@@ -18,6 +18,8 @@ type orders struct {
 	collect   *agentv1.Collect
 	result    *posturev1.Result
 	catalogue *agentv1.VpnCatalogue
+	// tunnelProof: a tunnel proof is wanted.
+	tunnelProof bool
 }
 
 // catalogueCapability is from which capability on agents understand VPN
@@ -93,6 +95,11 @@ func (st *session) carryOut(o orders) error {
 	}
 	if o.catalogue != nil {
 		if err := st.send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_VpnCatalogue{VpnCatalogue: o.catalogue}}); err != nil {
+			return err
+		}
+	}
+	if o.tunnelProof {
+		if err := st.send(tunnelProofWanted()); err != nil {
 			return err
 		}
 	}
