@@ -115,7 +115,16 @@ func (i identity) permission(p *fleetv1.SoftwareKeyPermission) string {
 		return i.word("und nicht erlaubt", "and not allowed")
 	}
 	return fmt.Sprintf(i.word("erlaubt bis %s durch %s, weil: %s", "allowed until %s by %s, because: %s"),
-		lastDay(p.GetUntil()), i.names(p.GetAllowedBy()), p.GetReason())
+		i.lastDay(p.GetUntil()), i.names(p.GetAllowedBy()), p.GetReason())
+}
+
+// lastDay is the last day before an end, as the language writes it.
+func (i identity) lastDay(end *timestamppb.Timestamp) string {
+	day, err := time.Parse(time.DateOnly, lastDay(end))
+	if err != nil {
+		return i.when(end) // not the end of a day
+	}
+	return day.Format(i.word("02.01.2006", time.DateOnly))
 }
 
 // names joins those of operators.
