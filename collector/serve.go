@@ -22,6 +22,7 @@ import (
 
 	"pfoertner/collector/admission"
 	"pfoertner/collector/appraisal"
+	"pfoertner/collector/attestation"
 	"pfoertner/collector/authority"
 	"pfoertner/collector/enrolment"
 	"pfoertner/collector/fleet"
@@ -32,6 +33,7 @@ import (
 	"pfoertner/internal/lease"
 	"pfoertner/internal/mtls"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
+	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 	gatev1 "pfoertner/proto/pfoertner/gate/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
@@ -73,11 +75,14 @@ type Program struct {
 	store    *store.Store
 	keys     *authority.Authority
 	registry *enrolment.Registry
-	desk     *admission.Desk
-	shipped  *appraisal.References
-	verifier *verifier.Verifier
-	intake   *intake.Service
-	metrics  *prometheus.Registry
+	// authorities tell which TPMs are genuine, tpms what is known of each.
+	authorities *authorities
+	tpms        *attestation.Book
+	desk        *admission.Desk
+	shipped     *appraisal.References
+	verifier    *verifier.Verifier
+	intake      *intake.Service
+	metrics     *prometheus.Registry
 
 	agents, gates, operators *peers
 	health                   net.Listener
@@ -103,8 +108,13 @@ func (p *Program) open(ctx context.Context) (err error) {
 		return err
 	}
 	p.keys.RecordTo(p.recordKeys)
-	if p.registry, err = enrolment.NewRegistry(ctx, p.store); err != nil {
+	p.registry, err = enrolment.NewRegistry(ctx, p.store,
+		enrolment.WithSoftwareLifetime(p.config.SoftwareLifetime), enrolment.WithLog(p.log.With("room", "enrolment")))
+	if err != nil {
 		return fmt.Errorf("loading inventory: %w", err)
+	}
+	if err := p.openTPMs(ctx); err != nil {
+		return err
 	}
 	if err := p.openDesk(ctx); err != nil {
 		return err
@@ -112,11 +122,16 @@ func (p *Program) open(ctx context.Context) (err error) {
 	if err := p.openVerifier(ctx); err != nil {
 		return err
 	}
+	vpn, err := p.vpnCertificates()
+	if err != nil {
+		return err
+	}
 	p.intake = intake.NewService(intake.Options{
 		Registry:       p.registry,
 		Verifier:       p.verifier,
 		Reports:        p.store,
 		Issuer:         p.keys,
+		VPN:            vpn,
 		ReportInterval: p.verifier.ReportInterval,
 		Version:        version,
 		MessageRate:    p.config.messageRate(),
@@ -130,6 +145,37 @@ func (p *Program) open(ctx context.Context) (err error) {
 	p.registry.OnChange(p.verifier.AssetChanged)
 	p.desk.Ready()
 	return p.listen()
+}
+
+// openTPMs loads which TPMs are genuine, and what is known of those of devices.
+func (p *Program) openTPMs(ctx context.Context) (err error) {
+	log := p.log.With("room", "attestation")
+	if p.authorities, err = openAuthorities(ctx, p.store, p.config.TPM.VirtualRoots, time.Now, log); err != nil {
+		return err
+	}
+	p.tpms, err = attestation.New(ctx, attestation.Options{Store: p.store, Device: p.registry.Device, Now: time.Now, Log: log})
+	if err != nil {
+		return fmt.Errorf("loading what is known of TPMs: %w", err)
+	}
+	p.registry.OnChange(func(d *fleetv1.Device) {
+		if d.GetKey().GetProtection() != fleetv1.KeyProtection_KEY_PROTECTION_TPM {
+			p.tpms.Forget(d.GetId())
+		}
+	})
+	return nil
+}
+
+// vpnCertificates is what issuing them takes; nil when none are to be issued.
+func (p *Program) vpnCertificates() (*intake.VPN, error) {
+	c := p.config.VPNCertificates
+	if !c.Enabled {
+		return nil, nil
+	}
+	profile, err := authority.ParseVPNProfile(c.Lifetime, c.DNSSuffix, c.ExtraUsages)
+	if err != nil {
+		return nil, fmt.Errorf("vpn_certificates: %w", err)
+	}
+	return &intake.VPN{Issuer: p.keys, Registry: p.registry, TPMs: p.tpms, Profile: profile}, nil
 }
 
 // openDesk rebuilds what the Desk knows: without it no question is answered.
@@ -147,6 +193,7 @@ func (p *Program) openDesk(ctx context.Context) error {
 		Metrics:     admission.NewMetrics(p.metrics),
 		Log:         p.log.With("room", "admission"),
 	})
+	p.desk.SetTunnelPolicy(func(gateway string) (time.Duration, bool) { return p.verifier.Policy().TunnelProof(gateway) })
 	p.registry.OnChange(p.desk.SetDevice)
 	for _, d := range p.registry.All() {
 		p.desk.SetDevice(d)
@@ -180,11 +227,14 @@ func (p *Program) openVerifier(ctx context.Context) error {
 		Policy:     policy,
 		References: references,
 		Now:        time.Now,
+		Attested:   p.tpms.Attestation,
 		Announce:   func(id string, res *posturev1.Result) { p.intake.Push(id, res) },
+		Adopted:    p.desk.TunnelPolicyChanged,
 		Metrics:    verifier.NewMetrics(p.metrics),
 		Log:        p.log.With("room", "verifier"),
 	})
 	p.desk.OnExpiry(p.verifier.Expired)
+	p.tpms.OnChange(p.verifier.AttestationChanged)
 	return nil
 }
 
@@ -235,6 +285,7 @@ func (p *Program) Run(ctx context.Context) error {
 	}
 	part("desk", p.desk.Run)
 	part("verifier", p.verifier.Run)
+	part("inventory", p.registry.Run)
 	defer context.AfterFunc(ctx, p.intake.Close)()
 	part("agents' listener", serveGRPC(p.agentServer(), p.agents))
 	part("gates' listener", serveGRPC(p.gateServer(), p.gates))
@@ -281,13 +332,36 @@ func (p *Program) agentServer() *grpc.Server {
 	}))...)
 	agentv1.RegisterSessionServiceServer(s, p.intake)
 	agentv1.RegisterEnrolmentServiceServer(s, enrolment.NewServer(enrolment.ServerOptions{
+		Registry:     p.registry,
+		Issuer:       p.keys,
+		Book:         p.tpms,
+		Endorsements: p.authorities.Current,
+		LastSeen:     p.lastSeen,
+		Limits:       limits,
+		Log:          p.log.With("room", "enrolment"),
+		Metrics:      enrolment.NewMetrics(p.metrics),
+	}))
+	agentv1.RegisterTunnelServiceServer(s, intake.NewTunnelService(intake.TunnelOptions{
+		Desk:     p.desk,
 		Registry: p.registry,
-		Issuer:   p.keys,
-		Limits:   limits,
-		Log:      p.log.With("room", "enrolment"),
-		Metrics:  enrolment.NewMetrics(p.metrics),
+		Audit:    p.store,
+		Metrics:  intake.NewTunnelMetrics(p.metrics),
+		Log:      p.log.With("room", "intake"),
 	}))
 	return s
+}
+
+// lastSeen is when the newest report of a device arrived: since this start, or
+// as it was stored; zero if never.
+func (p *Program) lastSeen(deviceID string) time.Time {
+	if _, at, _ := p.intake.Online(deviceID); !at.IsZero() {
+		return at
+	}
+	_, result, err := p.store.Report(context.Background(), deviceID)
+	if err != nil || result.GetCollectedAt() == nil {
+		return time.Time{}
+	}
+	return result.GetCollectedAt().AsTime()
 }
 
 func (p *Program) gateServer() *grpc.Server {
@@ -313,9 +387,14 @@ func (p *Program) operatorServer(ctx context.Context) *grpc.Server {
 		Desk:      p.desk,
 		Presence:  p.intake,
 		Inventory: p.registry,
+		Orders:    p.registry,
 		Policies:  p.store,
 		Verifier:  p.verifier,
 		Audit:     p.store,
+		Attested:  p.tpms.Attestation,
+
+		Authorities:    p.authorities,
+		BootReferences: p.tpms,
 
 		References: p.store,
 		Shipped:    p.shipped,

@@ -30,6 +30,9 @@ const (
 // could not be judged yet, which Run makes up for.
 func (v *Verifier) Adopt(ctx context.Context, policy *appraisal.Policy, progress func(*fleetv1.ApplyResponse)) error {
 	v.policy.Store(policy)
+	if v.Adopted != nil {
+		v.Adopted()
+	}
 	return v.judgeFleet(ctx, triggerPolicy, progress)
 }
 

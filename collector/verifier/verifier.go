@@ -66,6 +66,9 @@ type Options struct {
 	// or the inventory changed, or time went by. It must not block; nil: nobody
 	// is told.
 	Announce func(deviceID string, res *posturev1.Result)
+	// Adopted is told that another policy is in force, before the fleet is judged
+	// by it; nil: nobody is told.
+	Adopted func()
 	// Metrics may be nil: nothing is counted.
 	Metrics *Metrics
 	// Log may be nil: nothing is logged.
