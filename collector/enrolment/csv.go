@@ -32,10 +32,12 @@ const (
 	columnGroups       = "groups"
 	columnProtection   = "key_protection"
 	columnCertificates = "vpn_certificate_sha256"
+	columnEndorsement  = "endorsement_key_sha256"
 )
 
 var columns = []string{
 	columnAsset, columnVendor, columnModel, columnSerial, columnUnit, columnGroups, columnProtection, columnCertificates,
+	columnEndorsement,
 }
 
 // row is one asset of an inventory file.

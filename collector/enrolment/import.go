@@ -143,7 +143,14 @@ func (row row) apply(old *fleetv1.Device, errs *lineErrors) *fleetv1.Device {
 		case columnProtection:
 			a.KeyProtection, problem = parseProtection(value)
 		case columnCertificates:
-			a.VpnCertificatesSha256, problem = parseCertificates(value)
+			a.VpnCertificatesSha256, problem = parseSums(value)
+		case columnEndorsement:
+			var sums [][]byte
+			sums, problem = parseSums(value)
+			// A file never removes: what two operators have approved is not in it.
+			for _, sum := range sums {
+				a.EndorsementKeysSha256 = including(a.EndorsementKeysSha256, sum)
+			}
 		}
 		if problem != "" {
 			errs.add(row.line, column, "%s", problem)
@@ -165,11 +172,6 @@ func compare(before, after *fleetv1.Asset) []*fleetv1.FieldChange {
 }
 
 func fieldTexts(a *fleetv1.Asset) map[string]string {
-	sums := make([]string, len(a.GetVpnCertificatesSha256()))
-	for i, sum := range a.GetVpnCertificatesSha256() {
-		sums[i] = hex.EncodeToString(sum)
-	}
-	slices.Sort(sums)
 	return map[string]string{
 		columnVendor:       a.GetVendor(),
 		columnModel:        a.GetModel(),
@@ -177,27 +179,51 @@ func fieldTexts(a *fleetv1.Asset) map[string]string {
 		columnUnit:         a.GetUnit(),
 		columnGroups:       strings.Join(a.GetGroups(), " "),
 		columnProtection:   protectionName(a.GetKeyProtection()),
-		columnCertificates: strings.Join(sums, " "),
+		columnCertificates: sumsText(a.GetVpnCertificatesSha256()),
+		columnEndorsement:  sumsText(a.GetEndorsementKeysSha256()),
 	}
 }
 
-// checkPinned refuses what no file may do: bring a retired asset back to life,
-// or lower the protection of a key that is already in use.
+func sumsText(sums [][]byte) string {
+	texts := make([]string, len(sums))
+	for i, sum := range sums {
+		texts[i] = hex.EncodeToString(sum)
+	}
+	slices.Sort(texts)
+	return strings.Join(texts, " ")
+}
+
+// checkPinned refuses what no file may do, as it takes orders by name: bring a
+// retired asset back to life, do without the TPM, or change whose TPM an asset's
+// notebook has once it may have one. Old is nil for a new asset.
 func checkPinned(line uint32, old, after *fleetv1.Device, errs *lineErrors) {
-	if old.GetAsset().GetState() == retired {
-		errs.add(line, columnAsset, "asset %s is retired and cannot be changed; asset numbers are not used again", old.GetAsset().GetAssetNumber())
+	was, is := old.GetAsset(), after.GetAsset()
+	if was.GetState() == retired {
+		errs.add(line, columnAsset, "asset %s is retired and cannot be changed; asset numbers are not used again", was.GetAssetNumber())
+		return
 	}
-	const tpm = fleetv1.KeyProtection_KEY_PROTECTION_TPM
-	if old.GetId() != "" && old.GetAsset().GetKeyProtection() == tpm && after.GetAsset().GetKeyProtection() != tpm {
-		errs.add(line, columnProtection, "the key of asset %s is protected by its TPM; an import cannot lower that", old.GetAsset().GetAssetNumber())
+	const software = fleetv1.KeyProtection_KEY_PROTECTION_SOFTWARE
+	if is.GetKeyProtection() == software && was.GetKeyProtection() != software {
+		errs.add(line, columnProtection, "an import cannot allow a key that is not in a TPM; two operators do: pfoertner-collector software-key allow %s", is.GetAssetNumber())
+	}
+	if len(is.GetEndorsementKeysSha256()) == len(was.GetEndorsementKeysSha256()) {
+		return
+	}
+	switch {
+	case slices.ContainsFunc(is.GetEndorsementKeysSha256(), func(sum []byte) bool { return blocked(was, sum) && !contains(was.GetEndorsementKeysSha256(), sum) }):
+		errs.add(line, columnEndorsement, "this TPM was rejected for asset %s", is.GetAssetNumber())
+	case len(was.GetEndorsementKeysSha256()) > 0:
+		errs.add(line, columnEndorsement, "asset %s has another TPM already, which an import cannot change; when its mainboard was exchanged, two operators give the order: pfoertner-collector tpm-exchange %s", is.GetAssetNumber(), is.GetAssetNumber())
+	case old != nil && (was.GetState() != expected || old.GetId() != ""):
+		errs.add(line, columnEndorsement, "asset %s is past its delivery (%s): its TPM enrols with a token, and two operators give the order: pfoertner-collector approve %s", is.GetAssetNumber(), stateName(was.GetState()), is.GetAssetNumber())
 	}
 }
 
-// checkUnique makes sure that no two assets share a serial number or a VPN
-// certificate once the file is in: neither two of the file, nor one of the file
-// and one that only the inventory has.
+// checkUnique makes sure that no two assets share a serial number, a VPN
+// certificate or an endorsement key once the file is in: neither two of the
+// file, nor one of the file and one that only the inventory has.
 func (r *Registry) checkUnique(all []planned, inFile map[string]uint32, errs *lineErrors) {
-	serials, certificates := map[string]planned{}, map[string]planned{}
+	serials, certificates, endorsements := map[string]planned{}, map[string]planned{}, map[string]planned{}
 	check := func(p planned, column, what, key string, taken map[string]planned, index map[string]*entry) {
 		if first, twice := taken[key]; twice {
 			errs.add(p.line, column, "%s is also that of asset %s in line %d", what, first.device.GetAsset().GetAssetNumber(), first.line)
@@ -216,6 +242,9 @@ func (r *Registry) checkUnique(all []planned, inFile map[string]uint32, errs *li
 		}
 		for _, sum := range a.GetVpnCertificatesSha256() {
 			check(p, columnCertificates, "certificate "+hex.EncodeToString(sum), string(sum), certificates, r.byCertificate)
+		}
+		for _, sum := range a.GetEndorsementKeysSha256() {
+			check(p, columnEndorsement, "endorsement key "+hex.EncodeToString(sum), string(sum), endorsements, r.byEndorsement)
 		}
 	}
 }
@@ -301,7 +330,8 @@ func protectionName(p fleetv1.KeyProtection) string {
 	return ""
 }
 
-func parseCertificates(s string) ([][]byte, string) {
+// parseSums reads several SHA-256.
+func parseSums(s string) ([][]byte, string) {
 	var sums [][]byte
 	for _, text := range members(s) {
 		sum, err := ParseFingerprint(text)

@@ -23,7 +23,7 @@ var (
 
 func TestDryRunShowsEveryFieldAndChangesNothing(t *testing.T) {
 	h := newHouse(t)
-	h.stock(t, "NB-0001;Lenovo;T14;PF1;inneres/polizei;fachverfahren;software;"+sumA+"\nNB-0002;Dell;;D2;inneres;;;\n")
+	h.stock(t, "NB-0001;Lenovo;T14;PF1;inneres/polizei;fachverfahren;;"+sumA+"\nNB-0002;Dell;;D2;inneres;;;\n")
 	file := header +
 		"NB-0002;Dell;;D2;inneres;;;\n" +
 		"NB-0001;Lenovo;T14s;PF1;Bürgerämter / Süd;it,fachverfahren;tpm;" + sumB + "\n" +
@@ -32,7 +32,7 @@ func TestDryRunShowsEveryFieldAndChangesNothing(t *testing.T) {
 	want := []string{
 		"3 NB-0001 change",
 		"model: T14 → T14s", "unit: inneres/polizei → bürgerämter/süd", "groups: fachverfahren → fachverfahren it",
-		"key_protection: software → tpm", "vpn_certificate_sha256: " + sumA + " → " + sumB,
+		"key_protection:  → tpm", "vpn_certificate_sha256: " + sumA + " → " + sumB,
 		"4 NB-0003 add",
 	}
 	if got := changes(plan); !slices.Equal(got, want) {
@@ -107,7 +107,7 @@ func TestFilesAsPeopleSaveThem(t *testing.T) {
 
 func TestMissingColumnLeavesTheFieldAsItIs(t *testing.T) {
 	h := newHouse(t)
-	h.stock(t, "NB-1;Lenovo;T14;PF1;inneres;a;software;"+sumA+"\n")
+	h.stock(t, "NB-1;Lenovo;T14;PF1;inneres;a;tpm;"+sumA+"\n")
 	before := h.device(t, "NB-1")
 	res, err := h.Import(t.Context(), "ops", []byte("asset_number;model\nNB-1;T14s\n"))
 	if err != nil || len(res.GetErrors()) > 0 {
@@ -161,7 +161,7 @@ func TestBadFilesAreRefusedWithLineAndColumn(t *testing.T) {
 		"quote without an end":       {"asset_number;vendor\nNB-1;\"x\nNB-2;y\n", []string{"2 : does not end"}},
 		"quote in the middle":        {"asset_number;vendor\nNB-1;x\"y\n", []string{"2 : quotation mark inside"}},
 		"retired one":                {"asset_number;vendor\nOLD-2;x\n", []string{"2 asset_number: retired"}},
-		"protection of a key in use": {"asset_number;key_protection\nOLD-1;software\n", []string{"2 key_protection: cannot lower"}},
+		"protection of a key in use": {"asset_number;key_protection\nOLD-1;software\n", []string{"2 key_protection: software-key allow OLD-1"}},
 		"errors in many lines":       {"asset_number;unit;key_protection\nNB-1;/;x\nNB-2;a;\n;;x\n", []string{"2 key_protection: not one of", "2 unit: path", "4 asset_number: missing"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -235,7 +235,9 @@ var errDisk = errors.New("disk full")
 // failing is a store that cannot write.
 type failing struct{ Store }
 
-func (failing) SaveDevices(context.Context, []*fleetv1.Device, ...audit.Record) error { return errDisk }
+func (failing) SaveDecision(context.Context, []*fleetv1.Device, []string, []string, ...audit.Record) error {
+	return errDisk
+}
 
 func TestImportOfAWholeFleet(t *testing.T) {
 	h := newHouse(t)
@@ -243,7 +245,7 @@ func TestImportOfAWholeFleet(t *testing.T) {
 	b.WriteString(header)
 	const fleet = 5_000
 	for i := range fleet {
-		fmt.Fprintf(&b, "NB-%06d;Lenovo;T14;PF%06d;inneres/polizei;a;software;%064x\n", i, i, i)
+		fmt.Fprintf(&b, "NB-%06d;Lenovo;T14;PF%06d;inneres/polizei;a;tpm;%064x\n", i, i, i)
 	}
 	res, err := h.Import(t.Context(), "ops", b.Bytes())
 	if err != nil || len(res.GetErrors()) > 0 || len(res.GetChanges()) != fleet {
@@ -255,7 +257,7 @@ func TestImportOfAWholeFleet(t *testing.T) {
 }
 
 func FuzzImport(f *testing.F) {
-	f.Add([]byte(header + "NB-1;Lenovo;T14;PF1;inneres/polizei;a b;software;" + sumA + "\n"))
+	f.Add([]byte(header + "NB-1;Lenovo;T14;PF1;inneres/polizei;a b;tpm;" + sumA + "\n"))
 	f.Add([]byte("\ufeffasset_number,vendor\r\n\"NB-1\",\"Mü\"\"ller\"\r\n"))
 	f.Add([]byte("asset_number;vendor\nNB-1;M\xfcller\n"))
 	f.Add([]byte("asset_number;unit\nNB-1;\"a\n/b\"\n"))
