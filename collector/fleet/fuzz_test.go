@@ -12,6 +12,7 @@ import (
 
 	"pfoertner/collector/appraisal"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
 // entry is one method as gRPC calls it: bytes from the network in, a status out.
@@ -31,6 +32,9 @@ func entries(h *house) (all []entry) {
 	}{
 		{fleetv1.FleetService_ServiceDesc, newFleetService(o)},
 		{fleetv1.InventoryService_ServiceDesc, &inventoryService{inventory: o.Inventory}},
+		{fleetv1.OrderService_ServiceDesc, &orderService{orders: o.Orders}},
+		{fleetv1.EndorsementService_ServiceDesc, &endorsementService{authorities: o.Authorities}},
+		{fleetv1.BootReferenceService_ServiceDesc, &bootReferenceService{references: o.BootReferences}},
 		{fleetv1.PolicyService_ServiceDesc, &policyService{life: context.Background(), policies: o.Policies, verifier: o.Verifier, now: o.Now}},
 		{fleetv1.ReferenceService_ServiceDesc, newReferenceService(context.Background(), o)},
 		{fleetv1.AuditService_ServiceDesc, &auditService{log: o.Audit}},
@@ -88,6 +92,12 @@ func FuzzRequest(f *testing.F) {
 		&fleetv1.ApplyRequest{Yaml: appraisal.DefaultPolicy()},
 		&fleetv1.ShowRequest{Version: 1 << 63},
 		&fleetv1.VerifyRequest{NotedHead: make([]byte, 32)},
+		&fleetv1.CollectRequest{Device: assetNumber(1), Quote: true},
+		&fleetv1.GiveOrderRequest{Order: allow(assetNumber(1), morning.AddDate(0, 1, 0), "kein TPM")},
+		&fleetv1.GiveOrderRequest{Order: approve(assetNumber(1), "0000-0000-0000-0000-0000-0000", "verglichen")},
+		&fleetv1.WithdrawProposalRequest{Id: "1"},
+		&fleetv1.AddAuthoritiesRequest{Certificates: []byte("-----BEGIN CERTIFICATE-----"), DryRun: true},
+		&fleetv1.SetBootReferenceRequest{Model: "T14", Pcr: 7, Sha256: make([]byte, 32), State: posturev1.PcrReference_PCR_REFERENCE_APPROVED},
 	} {
 		body, err := proto.Marshal(req)
 		if err != nil {

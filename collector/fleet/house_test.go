@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io/fs"
 	"net"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"pfoertner/collector/appraisal"
+	"pfoertner/collector/attestation"
 	"pfoertner/collector/authority"
 	"pfoertner/collector/enrolment"
 	"pfoertner/collector/store"
@@ -38,6 +40,9 @@ type house struct {
 	desk     *desk
 	presence presence
 	verifier *verifier
+	book     *attestation.Book
+	notebook notebook
+	shelf    shelf
 	address  string
 	// catalogues are the VPN catalogues that were put in force.
 	catalogues [][]byte
@@ -76,7 +81,18 @@ func build(t testing.TB) *house {
 	if h.registry, err = enrolment.NewRegistry(t.Context(), h.store, enrolment.WithClock(h.now)); err != nil {
 		t.Fatal(err)
 	}
+	h.openBook(t)
 	return h
+}
+
+// openBook loads what is known of TPMs.
+func (h *house) openBook(t testing.TB) {
+	t.Helper()
+	device := func(id string) (*fleetv1.Device, bool) { return h.registry.Device(id) }
+	var err error
+	if h.book, err = attestation.New(t.Context(), attestation.Options{Store: h.store, Device: device, Now: h.now}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (h *house) options() Options {
@@ -90,7 +106,8 @@ func (h *house) options() Options {
 			return signed.Open(kind, file, h.keys.Servers(), time.Now())
 		},
 		Devices: h.registry, Reports: h.store, Desk: h.desk, Presence: h.presence, Inventory: h.registry,
-		Policies: h.store, Verifier: h.verifier, Audit: h.store, Now: h.now,
+		Orders: h.registry, Policies: h.store, Verifier: h.verifier, Audit: h.store, Now: h.now,
+		Attested: h.book.Attestation, Collector: &h.notebook, Authorities: &h.shelf, BootReferences: h.book,
 	}
 }
 
@@ -192,6 +209,38 @@ func device(n int, unit string) *fleetv1.Device {
 	return &fleetv1.Device{Id: deviceID(n), Asset: &fleetv1.Asset{
 		AssetNumber: assetNumber(n), Unit: unit, Serial: fmt.Sprintf("PF%06d", n), State: fleetv1.AssetState_ASSET_STATE_ACTIVE,
 	}}
+}
+
+// notebook answers, when asked to report, as a test tells it.
+type notebook struct {
+	asked  []string
+	answer func(ctx context.Context) error
+}
+
+func (n *notebook) CollectAndWait(ctx context.Context, deviceID string, quote bool) error {
+	n.asked = append(n.asked, fmt.Sprint(deviceID, " ", quote))
+	if n.answer == nil {
+		return nil
+	}
+	return n.answer(ctx)
+}
+
+// shelf holds authorities by name alone, and takes every file but a bad one.
+type shelf struct {
+	list []*fleetv1.EndorsementAuthority
+}
+
+func (s *shelf) List() []*fleetv1.EndorsementAuthority { return s.list }
+
+func (s *shelf) Add(_ context.Context, actor string, certificates []byte, dryRun bool) ([]*fleetv1.EndorsementAuthority, error) {
+	if string(certificates) == "bad" {
+		return nil, fmt.Errorf("Bad Root: nobody reviewed it: %w", fs.ErrInvalid)
+	}
+	added := []*fleetv1.EndorsementAuthority{{Subject: string(certificates), AddedBy: actor}}
+	if !dryRun {
+		s.list = append(s.list, added...)
+	}
+	return added, nil
 }
 
 // desk knows the sessions and verdicts that a test gives it.

@@ -20,11 +20,13 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"pfoertner/collector/appraisal"
 	"pfoertner/collector/audit"
 	"pfoertner/collector/authority"
+	"pfoertner/internal/attest"
 	"pfoertner/internal/mtls"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
@@ -55,6 +57,17 @@ func everyCall(ctx context.Context, conn *grpc.ClientConn) map[string]error {
 	_, errs["ListReferences"] = references.ListReferences(ctx, &fleetv1.ListReferencesRequest{})
 	imported, err := references.ImportReferences(ctx, &fleetv1.ImportReferencesRequest{})
 	errs["ImportReferences"] = first(imported, err)
+	_, errs["Collect"] = devices.Collect(ctx, &fleetv1.CollectRequest{})
+	orders := fleetv1.NewOrderServiceClient(conn)
+	_, errs["GiveOrder"] = orders.GiveOrder(ctx, &fleetv1.GiveOrderRequest{})
+	_, errs["ListProposals"] = orders.ListProposals(ctx, &fleetv1.ListProposalsRequest{})
+	_, errs["WithdrawProposal"] = orders.WithdrawProposal(ctx, &fleetv1.WithdrawProposalRequest{})
+	tpms := fleetv1.NewEndorsementServiceClient(conn)
+	_, errs["ListAuthorities"] = tpms.ListAuthorities(ctx, &fleetv1.ListAuthoritiesRequest{})
+	_, errs["AddAuthorities"] = tpms.AddAuthorities(ctx, &fleetv1.AddAuthoritiesRequest{})
+	boot := fleetv1.NewBootReferenceServiceClient(conn)
+	_, errs["ListBootReferences"] = boot.ListBootReferences(ctx, &fleetv1.ListBootReferencesRequest{})
+	_, errs["SetBootReference"] = boot.SetBootReference(ctx, &fleetv1.SetBootReferenceRequest{})
 	return errs
 }
 
@@ -66,11 +79,24 @@ func first[T any](stream grpc.ServerStreamingClient[T], err error) error {
 }
 
 func methods() (n int) {
-	services := fleetv1.File_pfoertner_fleet_v1_fleet_proto.Services()
-	for i := range services.Len() {
-		n += services.Get(i).Methods().Len()
+	for _, file := range []protoreflect.FileDescriptor{fleetv1.File_pfoertner_fleet_v1_fleet_proto, fleetv1.File_pfoertner_fleet_v1_orders_proto} {
+		for i := range file.Services().Len() {
+			n += file.Services().Get(i).Methods().Len()
+		}
 	}
 	return n
+}
+
+// deviceCertificate is what a notebook gets that this very collector takes in.
+func (h *house) deviceCertificate(t *testing.T) func() (*tls.Certificate, error) {
+	t.Helper()
+	key, err := attest.NewKey()
+	check(t, err)
+	issued, err := h.keys.IssueDevice(deviceID(1), key.Public(), 0)
+	check(t, err)
+	return func() (*tls.Certificate, error) {
+		return &tls.Certificate{Certificate: issued.Chain, PrivateKey: key}, nil
+	}
 }
 
 func TestOnlyOperatorsGetAnAnswer(t *testing.T) {
@@ -84,6 +110,7 @@ func TestOnlyOperatorsGetAnAnswer(t *testing.T) {
 	check(t, other.WriteOperator(stranger, "anna"))
 
 	for who, certificate := range map[string]func() (*tls.Certificate, error){
+		"a device":                      h.deviceCertificate(t),
 		"nobody":                        nil,
 		"a gate":                        mtls.FromFiles(filepath.Join(gate, "gate.crt"), filepath.Join(gate, "gate.key")),
 		"the collector":                 h.keys.ServerCertificate,
