@@ -51,15 +51,20 @@ func (s *State) Obtain(ctx context.Context, prepare func() (Enrolment, error), w
 			log.Warn("identity of another machine set aside", "file", other.Aside, "not_in_tpm", other.Foreign)
 			continue
 		}
-		// A token that is refused must not stand in the way of a TPM that the
-		// collector has come to expect.
-		withhold = s.Chip() != nil && !withhold && status.Code(err) == codes.PermissionDenied
+		withhold = s.withholds(withhold, err)
 		wait := patience(err, retry, refused)
 		log.Warn("not enrolled yet", "error", err, "next_attempt_in", wait.Round(time.Second))
 		if err := s.await(ctx, wait); err != nil {
 			return err
 		}
 	}
+}
+
+// withholds says whether the next attempt is without the token: a token that is
+// refused must not stand in the way of a TPM that the collector has come to
+// expect. before is whether the attempt was that ended with err.
+func (s *State) withholds(before bool, err error) bool {
+	return s.Chip() != nil && !before && status.Code(err) == codes.PermissionDenied
 }
 
 // raises says whether err is about a software key that one in the TPM is to
