@@ -122,8 +122,11 @@ type Desk struct {
 	// tunnelPolicy is asked once for each gateway; addresses finds the sessions
 	// with a tunnel address, proven the session that a device has proven.
 	tunnelPolicy TunnelPolicy
-	addresses    map[netip.Addr][]*session
-	proven       map[string]*session
+	// wanted are devices whose proofs are, to be told by onProofWanted.
+	wanted        []string
+	onProofWanted func(deviceID string)
+	addresses     map[netip.Addr][]*session
+	proven        map[string]*session
 }
 
 // NewDesk returns a Desk that knows nobody and is not Ready.
@@ -180,7 +183,7 @@ func (d *Desk) SetDevice(dev *fleetv1.Device) {
 	}
 	now := d.options.Now()
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	dv := d.deviceOf(number, id, now)
 	facts := *dv.facts
 	facts.DeviceID, facts.AssetNumber, facts.State = id, number, asset.GetState()

@@ -68,7 +68,7 @@ func (d *Desk) Report(gateway string, req *gatev1.ReportRequest) ([]audit.Record
 	now := d.options.Now()
 	var records []audit.Record
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	g := d.gateOf(gateway)
 	d.heardLocked(g, now)
 	named := map[string]bool{}

@@ -50,7 +50,7 @@ func (d *Desk) SetTunnelPolicy(policy func(gateway string) (within time.Duration
 func (d *Desk) TunnelPolicyChanged() {
 	now := d.options.Now()
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	for _, g := range d.gates {
 		g.tunnel = d.tunnelRule(g.name)
 		for _, s := range g.sessions {
@@ -131,9 +131,34 @@ func (d *Desk) await(s *session, now time.Time) {
 	}
 	if t.missingSince.IsZero() {
 		t.missingSince = now
+		d.want(s)
 	}
 	t.due.session = s
 	d.deadlines.set(&t.due, t.missingSince.Add(s.gate.tunnel.within))
+}
+
+// OnProofWanted sets what is told when a session of a device begins to need a
+// proof, or its gateway reports it again without one. A session that lost it to
+// another one of the same device asks for none. The function must not wait.
+// Call it before Run.
+func (d *Desk) OnProofWanted(fn func(deviceID string)) { d.onProofWanted = fn }
+
+func (d *Desk) want(s *session) {
+	if st := d.standingOf(s.certificate); st.facts != nil && st.facts.DeviceID != "" {
+		d.wanted = append(d.wanted, st.facts.DeviceID)
+	}
+}
+
+// unlock gives the lock back and tells whose proofs are wanted.
+func (d *Desk) unlock() {
+	wanted := d.wanted
+	d.wanted = nil
+	d.mu.Unlock()
+	if d.onProofWanted != nil {
+		for _, id := range wanted {
+			d.onProofWanted(id)
+		}
+	}
 }
 
 // redecide decides about one live session anew.
@@ -182,6 +207,9 @@ func (d *Desk) settleTunnel(s, before *session, now time.Time) {
 		if id := before.tunnel.device; id != "" && s.certificate == before.certificate && slices.Equal(s.addresses, before.addresses) {
 			s.tunnel.device = id
 			d.proven[id] = s
+		}
+		if !s.tunnel.missingSince.IsZero() {
+			d.want(s)
 		}
 	}
 	for _, a := range s.tunnelAddresses() {
@@ -262,7 +290,7 @@ func (d *Desk) disprove(s *session) {
 func (d *Desk) heard(g *gate, now time.Time) {
 	if now.Sub(time.Unix(0, g.seen.Load())) > d.options.LeaseTTL {
 		d.mu.Lock()
-		defer d.mu.Unlock()
+		defer d.unlock()
 		d.heardLocked(g, now)
 		return
 	}
@@ -328,6 +356,7 @@ func (d *Desk) Prove(gateway, sessionID, deviceID string, from netip.Addr) (chan
 	}
 	if before := d.proven[deviceID]; before != nil {
 		d.unprove(before, now)
+		d.wanted = nil // the device has just said which one it means
 	}
 	s.tunnel.device = deviceID
 	d.proven[deviceID] = s
@@ -341,7 +370,7 @@ func (d *Desk) Prove(gateway, sessionID, deviceID string, from netip.Addr) (chan
 func (d *Desk) Unprove(gateway, sessionID string) {
 	now := d.options.Now()
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	if g := d.gates[gateway]; g != nil {
 		if s := g.sessions[sessionID]; s != nil {
 			d.unprove(s, now)

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -295,6 +296,49 @@ func roam(t testing.TB, d *admission.Desk, n int, addresses ...string) {
 	report(t, d, "vpn1", &gatev1.ReportRequest{Events: []*gatev1.SessionEvent{{Event: &gatev1.SessionEvent_Roamed{
 		Roamed: &gatev1.SessionRoamed{SessionId: facts(n).GetSessionId(), OuterAddress: "192.0.2.9:1", TunnelAddresses: addresses},
 	}}}})
+}
+
+func TestADeviceIsAskedForTheProofOfItsSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, _ := proofDesk(t)
+		var asked []string
+		d.OnProofWanted(func(id string) {
+			d.Sessions("") // the Desk may be asked meanwhile
+			asked = append(asked, id)
+		})
+		expect := func(what string, want ...string) {
+			t.Helper()
+			if !slices.Equal(asked, want) {
+				t.Errorf("%s: asked %q, want %q", what, asked, want)
+			}
+			asked = nil
+		}
+		upAt(t, d, "vpn1", false, quarantine, 1, "10.8.0.2")
+		expect("a new session", deviceID(1))
+		d.SetResult(deviceID(1), result(admit, time.Hour))
+		ask(t, d, 1)
+		expect("nothing about it changes")
+		upAt(t, d, "vpn1", false, quarantine, 1, "10.8.0.2")
+		expect("reported again", deviceID(1))
+		prove(t, d, "vpn1", 1, 1, "10.8.0.2")
+		upAt(t, d, "vpn1", true, admit, 1, "10.8.0.2")
+		expect("proven")
+		roam(t, d, 1, "10.8.0.3")
+		expect("it has moved", deviceID(1))
+		prove(t, d, "vpn1", 1, 1, "10.8.0.3")
+		d.SetDevice(notebook(1, active, 1, 3))
+		upAt(t, d, "vpn1", false, quarantine, 3, "10.8.0.4")
+		expect("another session", deviceID(1))
+		prove(t, d, "vpn1", 3, 1, "10.8.0.4")
+		expect("one proof ends the other")
+		time.Sleep(16 * time.Second)
+		ask(t, d, 1)
+		expect("after a long silence", deviceID(1))
+		upAt(t, d, "vpn2", false, admit, 2, "10.9.0.2")
+		expect("where none is needed")
+		d.SetTunnelPolicy(demanding("vpn2"))
+		expect("a policy that needs it", deviceID(2))
+	})
 }
 
 func TestReportingASessionAgainDoesNotGiveItMoreTime(t *testing.T) {

@@ -105,7 +105,7 @@ func (d *Desk) Watch(gateway string, from lease.Position) (*Watcher, error) {
 	}
 	now := d.options.Now()
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	g := d.gateOf(gateway)
 	g.wake()
 	w := &Watcher{desk: d, gate: g, woken: make(chan struct{}, 1)}
