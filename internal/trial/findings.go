@@ -19,11 +19,14 @@ import (
 	"time"
 )
 
-// device is what `pfoertner-collector devices NB-0001 --json` prints, as far as
+// device is what `pfoertner-collector devices ASSET --json` prints, as far as
 // the trial looks at it.
 type device struct {
-	ID       string `json:"id"`
-	Online   bool   `json:"online"`
+	ID      string `json:"id"`
+	Online  bool   `json:"online"`
+	Pending *struct {
+		Fingerprint string `json:"fingerprint"`
+	} `json:"pending"`
 	Evidence *struct {
 		Platform struct {
 			Reading       reading `json:"reading"`
@@ -105,7 +108,7 @@ func (t *trial) makeVPNCertificate() error {
 		return err
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: asset},
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "trial"},
 		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(24 * time.Hour),
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
@@ -127,7 +130,7 @@ func (t *trial) askAsGateway(ctx context.Context, d *device) error {
 	if err != nil {
 		return err
 	}
-	step("gate", fmt.Sprintf("asked for %s: %s. %s", asset, ours.verdict, ours.text))
+	step("gate", fmt.Sprintf("asked for %s: %s. %s", t.asset, ours.verdict, ours.text))
 	want := map[string]string{"VERDICT_ADMIT": "admitted", "VERDICT_QUARANTINE": "quarantine", "VERDICT_DENY": "denied"}[d.Result.Verdict]
 	if want == "" || ours.verdict != want || ours.code != d.Result.Code {
 		return fmt.Errorf("admission says %s %s, the result says %s %s", ours.verdict, ours.code, d.Result.Verdict, d.Result.Code)

@@ -50,7 +50,7 @@ func run(ctx context.Context, bin string, once bool) (err error) {
 	if err := t.enrolThisMachine(ctx); err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
-	step("agent", "enrolled as "+asset+" with a one-time token")
+	step("agent", "enrolled as "+t.asset)
 
 	device, err := t.awaitEvidence(ctx)
 	if err != nil {
@@ -64,7 +64,7 @@ func run(ctx context.Context, bin string, once bool) (err error) {
 	if err := t.askAsGateway(ctx, device); err != nil {
 		return fmt.Errorf("gate: %w", err)
 	}
-	explanation, err := t.operator(ctx, "explain", asset)
+	explanation, err := t.operator(ctx, "explain", t.asset)
 	if err != nil {
 		return fmt.Errorf("explain: %w", err)
 	}
@@ -106,7 +106,7 @@ func (t *trial) showAddresses() {
 	fmt.Println("Ctrl-C ends it. Until then, look at it:")
 	fmt.Printf("  health and metrics  http://%s/metrics\n", t.address.health)
 	fmt.Printf("  ask                 %s --collector %s --operator %s devices\n",
-		filepath.Join(t.bin, "pfoertner-collector"), t.address.operators, t.path("operator"))
+		filepath.Join(t.bin, "pfoertner-collector"), t.address.operators, t.path(anna))
 	fmt.Printf("  on the notebook     %s status --status-file %s\n", filepath.Join(t.bin, "pfoertner-agent"), t.path("agent", "status.json"))
 }
 

@@ -16,16 +16,15 @@ import (
 	"time"
 )
 
-// asset is the number under which this machine is in the trial's inventory.
-const asset = "NB-0001"
-
 // patience is how long the trial waits for any one thing.
 const patience = 30 * time.Second
 
 // trial is one set-up in a directory of its own.
 type trial struct {
 	bin, dir string
-	address  struct{ agents, gates, operators, health string }
+	// asset is the number under which this machine is in the inventory.
+	asset   string
+	address struct{ agents, gates, operators, health string }
 
 	collector, agent *process
 	// vpn is the SHA-256 of the VPN certificate that is bound to this machine.
@@ -127,9 +126,30 @@ func (t *trial) run(ctx context.Context, program string, args ...string) (string
 	return strings.TrimSpace(out.String()), nil
 }
 
-// operator runs an operator's command.
+// The two operators of the trial.
+const (
+	anna  = "anna"
+	bernd = "bernd"
+)
+
+// operator runs an operator's command, as anna.
 func (t *trial) operator(ctx context.Context, args ...string) (string, error) {
-	return t.run(ctx, "pfoertner-collector", append([]string{"--collector", t.address.operators, "--operator", t.path("operator")}, args...)...)
+	return t.as(ctx, anna, args...)
+}
+
+// both lets one operator give an order and the other the same: what weakens
+// something takes two.
+func (t *trial) both(ctx context.Context, args ...string) error {
+	for _, name := range []string{anna, bernd} {
+		if _, err := t.as(ctx, name, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *trial) as(ctx context.Context, name string, args ...string) (string, error) {
+	return t.run(ctx, "pfoertner-collector", append([]string{"--collector", t.address.operators, "--operator", t.path(name)}, args...)...)
 }
 
 // await tries until it works, the patience ends, or a program ends.
@@ -169,13 +189,15 @@ func (t *trial) startCollector(ctx context.Context) error {
 	if err := os.WriteFile(t.path("collector.yaml"), []byte(config), 0o600); err != nil {
 		return err
 	}
-	if _, err := t.run(ctx, "pfoertner-collector", "init", "--config", t.path("collector.yaml"), "--operator-out", t.path("operator")); err != nil {
+	if _, err := t.run(ctx, "pfoertner-collector", "init", "--config", t.path("collector.yaml"), "--operator-name", anna, "--operator-out", t.path(anna)); err != nil {
 		return err
 	}
-	if _, err := t.run(ctx, "pfoertner-collector", "bundle", "gate", "vpn1", "--config", t.path("collector.yaml"), "--out", t.path("gate")); err != nil {
-		return err
+	for role, name := range map[string]string{"operator": bernd, "gate": "vpn1"} {
+		if _, err := t.run(ctx, "pfoertner-collector", "bundle", role, name, "--config", t.path("collector.yaml"), "--out", t.path(name)); err != nil {
+			return err
+		}
 	}
-	gate := fmt.Sprintf("collectors: [%q]\npki: %q\nstate: %q\n", t.address.gates, t.path("gate"), t.path("gate"))
+	gate := fmt.Sprintf("collectors: [%q]\npki: %q\nstate: %q\n", t.address.gates, t.path("vpn1"), t.path("vpn1"))
 	if err := os.WriteFile(t.path("gate.yaml"), []byte(gate), 0o600); err != nil {
 		return err
 	}
@@ -209,44 +231,9 @@ func freeAddress() (string, error) {
 	return l.Addr().String(), l.Close()
 }
 
-// enrolThisMachine puts this machine into the inventory, with a VPN
-// certificate, and starts its agent with a token.
-func (t *trial) enrolThisMachine(ctx context.Context) error {
-	if err := t.makeVPNCertificate(); err != nil {
-		return err
-	}
-	csv := "asset_number;unit;key_protection;vpn_certificate_sha256\n" + asset + ";inneres/it;software;" + t.vpn + "\n"
-	if err := os.WriteFile(t.path("inventory.csv"), []byte(csv), 0o600); err != nil {
-		return err
-	}
-	if _, err := t.operator(ctx, "inventory", "import", t.path("inventory.csv")); err != nil {
-		return err
-	}
-	token, err := t.operator(ctx, "token", asset)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(t.path("token"), []byte(token), 0o600); err != nil {
-		return err
-	}
-	t.agent, err = t.start("pfoertner-agent", "run",
-		"--collector", t.address.agents, "--ca-file", t.path("operator", "server-ca.crt"), "--token-file", t.path("token"),
-		"--state-dir", t.path("agent", "state"), "--status-file", t.path("agent", "status.json"))
-	if err != nil {
-		return err
-	}
-	return t.await(ctx, func() error {
-		d, err := t.device(ctx)
-		if err == nil && d.ID == "" {
-			err = errors.New("not enrolled yet")
-		}
-		return err
-	})
-}
-
 // device asks the collector for this machine.
 func (t *trial) device(ctx context.Context) (*device, error) {
-	text, err := t.operator(ctx, "devices", asset, "--json")
+	text, err := t.operator(ctx, "devices", t.asset, "--json")
 	if err != nil {
 		return nil, err
 	}
