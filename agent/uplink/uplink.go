@@ -8,10 +8,12 @@
 package uplink
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"time"
 
@@ -44,6 +46,31 @@ type Target struct {
 	ServerName string
 	// Version of this agent, sent as user agent.
 	Version string
+	// From is where connections leave from; zero: the system chooses.
+	From Origin
+}
+
+// Origin is one of this machine's own addresses, and the interface that has it.
+type Origin struct {
+	Address netip.Addr
+	// Link is the interface's name. On Linux packets take no other way, whatever
+	// the routing table prefers; Windows sends from the interface that has the
+	// address anyway.
+	Link string
+}
+
+// options make a connection begin there; none for the zero Origin.
+func (o Origin) options() []grpc.DialOption {
+	if !o.Address.IsValid() {
+		return nil
+	}
+	d := &net.Dialer{
+		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(o.Address, 0)),
+		Control:   keepTo(o.Link),
+	}
+	return []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+		return d.DialContext(ctx, "tcp", address)
+	})}
 }
 
 // Check returns an error for an address that cannot be dialled.
@@ -78,7 +105,7 @@ func (t Target) Dial(servers *x509.CertPool, certificate func() (*tls.Certificat
 	conf := mtls.ClientConfig(mtls.ClientOptions{Certificate: certificate, Servers: servers, ServerName: t.serverName()})
 	// "passthrough" leaves names to the dialler, which asks DNS anew at every
 	// attempt.
-	conn, err := grpc.NewClient("passthrough:///"+t.Address,
+	conn, err := grpc.NewClient("passthrough:///"+t.Address, append(t.From.options(),
 		grpc.WithTransportCredentials(credentials.NewTLS(conf)),
 		grpc.WithUserAgent("pfoertner-agent/"+t.Version),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingInterval, Timeout: pingTimeout}),
@@ -93,7 +120,7 @@ func (t Target) Dial(servers *x509.CertPool, certificate func() (*tls.Certificat
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDisableHealthCheck(),
 		grpc.WithDisableRetry(),
-	)
+	)...)
 	if err != nil {
 		return nil, fmt.Errorf("preparing connection: %w", err)
 	}
