@@ -131,6 +131,8 @@ func (p *Program) open(ctx context.Context) (err error) {
 		Verifier:       p.verifier,
 		Reports:        p.store,
 		Issuer:         p.keys,
+		TPMs:           p.tpms,
+		Audit:          p.store,
 		VPN:            vpn,
 		ReportInterval: p.verifier.ReportInterval,
 		Version:        version,
@@ -327,7 +329,7 @@ func closeListener(l net.Listener) error {
 func (p *Program) agentServer() *grpc.Server {
 	limits := enrolment.DefaultLimits()
 	limits.AttemptsPerPeer = enrolment.Rate{PerSecond: float64(p.config.EnrolmentsPerMinute) / 60, Burst: p.config.EnrolmentsPerMinute}
-	s := grpc.NewServer(intake.ServerOptions(mtls.Following(func() *tls.Config {
+	s := grpc.NewServer(p.intake.ServerOptions(mtls.Following(func() *tls.Config {
 		return p.intake.TLS(p.keys.ServerCertificate, p.keys.Devices())
 	}))...)
 	agentv1.RegisterSessionServiceServer(s, p.intake)

@@ -38,7 +38,7 @@ func TestTheCatalogueInForceIsSentToWhoUnderstandsIt(t *testing.T) {
 	again.catalogue("two")
 
 	// The old agent is told nothing but what it understands.
-	h.Collect(deviceB, "test")
+	h.Collect(deviceB, "test", false)
 	if m := old.receive(); m.GetCollect().GetReason() != "test" {
 		t.Errorf("an agent of capability 1 got %v", m)
 	}

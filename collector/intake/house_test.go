@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -22,7 +23,10 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"pfoertner/collector/attestation"
+	"pfoertner/collector/audit"
 	"pfoertner/collector/authority"
+	"pfoertner/collector/enrolment"
 	"pfoertner/internal/attest"
 	"pfoertner/internal/mtls"
 	"pfoertner/internal/posture"
@@ -46,7 +50,12 @@ type door struct {
 	subscribers []func(*fleetv1.Device)
 	renewErr    error
 	settleErr   error
+	protection  map[string]fleetv1.KeyProtection
+	alarms      []alarm
 }
+
+// alarm is what the registry was told.
+type alarm struct{ id, kind, detail string }
 
 var errShut = errors.New("asset is suspended")
 
@@ -57,7 +66,7 @@ func (d *door) Accepts(id string, spki []byte) error {
 		return errShut
 	}
 	if len(spki) == 0 || !bytes.Equal(d.key[id], spki) && !bytes.Equal(d.previous[id], spki) {
-		return errors.New("key is not the current key of the device")
+		return enrolment.ErrStaleKey
 	}
 	return nil
 }
@@ -66,7 +75,36 @@ func (d *door) Device(id string) (*fleetv1.Device, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	state, ok := d.state[id]
-	return &fleetv1.Device{Id: id, Asset: &fleetv1.Asset{AssetNumber: "NB-" + id[34:], State: state}}, ok
+	return &fleetv1.Device{
+		Id:    id,
+		Asset: &fleetv1.Asset{AssetNumber: "NB-" + id[34:], State: state, Vendor: "ACME", Model: "Book 1"},
+		Key:   &fleetv1.DeviceKey{Protection: d.protection[id]},
+	}, ok
+}
+
+func (d *door) CertificateLifetime(id string) time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.protection[id] == fleetv1.KeyProtection_KEY_PROTECTION_TPM {
+		return 72 * time.Hour
+	}
+	return 24 * time.Hour
+}
+
+func (d *door) Alarm(_ context.Context, id, kind, detail string) error {
+	d.mu.Lock()
+	d.alarms = append(d.alarms, alarm{id, kind, detail})
+	d.mu.Unlock()
+	d.set(id, fleetv1.AssetState_ASSET_STATE_SUSPENDED)
+	return nil
+}
+
+// alarmed waits until alarms that are under way are raised, and returns all.
+func (h *house) alarmed() []alarm {
+	h.alarms.Wait()
+	h.door.mu.Lock()
+	defer h.door.mu.Unlock()
+	return slices.Clone(h.door.alarms)
 }
 
 func (d *door) Renew(_ context.Context, id string, from, spki []byte, _ string, _ time.Time) error {
@@ -186,9 +224,67 @@ func (v *desk) counts() (submitted, confirmed int) {
 	return v.submitted, v.confirmed
 }
 
+// shelf keeps in memory what is known of TPMs, and audit records.
+type shelf struct {
+	mu      sync.Mutex
+	tpms    map[string]attestation.Known
+	records []audit.Record
+	err     error
+}
+
+func (s *shelf) EachTPM(_ context.Context, fn func(attestation.Known) error) error {
+	for _, k := range s.tpms {
+		if err := fn(k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *shelf) SaveTPM(_ context.Context, k attestation.Known, records ...audit.Record) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil {
+		s.tpms[k.DeviceID] = k
+		s.records = append(s.records, records...)
+	}
+	return s.err
+}
+
+func (s *shelf) RemoveTPM(context.Context, string) error { return nil }
+
+func (s *shelf) EachBootReference(context.Context, func(*fleetv1.BootReference) error) error {
+	return nil
+}
+
+func (s *shelf) SaveBootReference(_ context.Context, _ *fleetv1.BootReference, records ...audit.Record) error {
+	return s.AppendAudit(context.Background(), records...)
+}
+
+func (s *shelf) AppendAudit(_ context.Context, records ...audit.Record) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.records = append(s.records, records...)
+	return nil
+}
+
+// kinds counts the audit records of a kind.
+func (s *shelf) kinds(kind string) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.records {
+		if r.Kind == kind {
+			n++
+		}
+	}
+	return n
+}
+
 // house is the agents' server over TLS, on a connection in memory.
 type house struct {
 	*Service
+	book      *attestation.Book
+	shelf     *shelf
 	door      *door
 	desk      *desk
 	authority *authority.Authority
@@ -203,20 +299,28 @@ func newHouse(t testing.TB, change ...func(*Options)) *house {
 		t.Fatal(err)
 	}
 	h := &house{
-		door:      &door{state: map[string]fleetv1.AssetState{}, key: map[string][]byte{}, previous: map[string][]byte{}},
+		shelf: &shelf{tpms: map[string]attestation.Known{}},
+		door: &door{
+			state: map[string]fleetv1.AssetState{}, key: map[string][]byte{}, previous: map[string][]byte{},
+			protection: map[string]fleetv1.KeyProtection{},
+		},
 		desk:      &desk{evidence: map[string]*posturev1.Evidence{}, result: map[string]*posturev1.Result{}},
 		authority: a,
 		listener:  bufconn.Listen(1 << 16),
 	}
+	h.book, err = attestation.New(t.Context(), attestation.Options{Store: h.shelf, Device: h.door.Device})
+	if err != nil {
+		t.Fatal(err)
+	}
 	o := Options{
-		Registry: h.door, Verifier: h.desk, Reports: h.desk, Issuer: a,
+		Registry: h.door, Verifier: h.desk, Reports: h.desk, Issuer: a, TPMs: h.book, Audit: h.shelf,
 		ReportInterval: func() time.Duration { return 5 * time.Minute }, Version: "test",
 	}
 	for _, f := range change {
 		f(&o)
 	}
 	h.Service = NewService(o)
-	h.server = grpc.NewServer(ServerOptions(h.TLS(a.ServerCertificate, a.Devices()))...)
+	h.server = grpc.NewServer(h.ServerOptions(h.TLS(a.ServerCertificate, a.Devices()))...)
 	agentv1.RegisterSessionServiceServer(h.server, h.Service)
 	go h.server.Serve(h.listener)
 	t.Cleanup(h.server.Stop)

@@ -15,7 +15,7 @@ import (
 
 // TLS is the configuration of the agents' listener: enrolment comes without a
 // certificate, everything else with one of the devices' CA that CheckCertificate
-// accepts.
+// accepts. It belongs to the server of ServerOptions, which looks again.
 func (s *Service) TLS(own func() (*tls.Certificate, error), devices *x509.CertPool) *tls.Config {
 	return mtls.ServerConfig(mtls.ServerOptions{
 		Certificate: own, Clients: devices, Role: mtls.RoleDevice, Optional: true, Check: s.CheckCertificate,
@@ -26,9 +26,9 @@ func (s *Service) TLS(own func() (*tls.Certificate, error), devices *x509.CertPo
 // connections, small buffers because there are many (TLS buffers what it reads
 // anyway), and a new handshake every 12 hours at the latest because only a
 // handshake asks for the certificate.
-func ServerOptions(config *tls.Config) []grpc.ServerOption {
+func (s *Service) ServerOptions(config *tls.Config) []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.Creds(credentials.NewTLS(config)),
+		grpc.Creds(&handshakes{credentials.NewTLS(config), s.completed}),
 		grpc.ConnectionTimeout(15 * time.Second),
 		grpc.MaxRecvMsgSize(posture.MaxMessageBytes),
 		grpc.MaxSendMsgSize(posture.MaxMessageBytes),

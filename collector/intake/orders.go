@@ -15,7 +15,8 @@ import (
 // orders are what a device is to be told when it can be: the newest of each
 // kind, so nothing piles up.
 type orders struct {
-	collect   *agentv1.Collect
+	presence  *agentv1.PresenceCheck
+	collect   *collection
 	result    *posturev1.Result
 	catalogue *agentv1.VpnCatalogue
 	// tunnelProof: a tunnel proof is wanted.
@@ -85,6 +86,11 @@ func (st *session) deliver() {
 }
 
 func (st *session) carryOut(o orders) error {
+	if o.presence != nil {
+		if err := st.send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_PresenceCheck{PresenceCheck: o.presence}}); err != nil {
+			return err
+		}
+	}
 	if err := st.keepPace(); err != nil {
 		return err
 	}
@@ -106,7 +112,11 @@ func (st *session) carryOut(o orders) error {
 	if o.collect == nil {
 		return nil
 	}
-	return st.send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Collect{Collect: o.collect}})
+	collect := &agentv1.Collect{Reason: o.collect.reason}
+	if o.collect.quote {
+		collect.QuoteNonce = st.question(st.stream.Context(), quoteTimeout)
+	}
+	return st.send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Collect{Collect: collect}})
 }
 
 // keepPace tells the agent the report interval if it is another than it was

@@ -28,17 +28,19 @@ type renewal struct {
 	key   *ecdsa.PublicKey
 	spki  []byte
 	nonce []byte
+	// tpm is the request by a key in a TPM; nil: in software.
+	tpm   *attest.Renewal
 	until time.Time
 }
 
 // requestRenewal answers a request for a new certificate with a challenge. The
 // old key is proven by the stream itself.
-func (st *session) requestRenewal(r *agentv1.RenewalRequest) error {
+func (st *session) requestRenewal(ctx context.Context, m *agentv1.RenewalRequest) error {
 	now := st.service.Now()
 	if now.Before(st.renewedAt.Add(renewalPause)) {
 		return status.Error(codes.ResourceExhausted, "renewed a moment ago")
 	}
-	key, err := attest.ParseRequest(r.GetCsr())
+	key, err := attest.ParseRequest(m.GetCsr())
 	if err != nil {
 		return invalid("%v", err)
 	}
@@ -46,17 +48,42 @@ func (st *session) requestRenewal(r *agentv1.RenewalRequest) error {
 	if err != nil {
 		return invalid("%v", err)
 	}
-	if same(spki, st.spki) {
-		return invalid("a renewal needs a fresh key")
-	}
-	nonce := make([]byte, attest.NonceBytes)
-	if _, err := rand.Read(nonce); err != nil {
+	r := &renewal{csr: m.GetCsr(), key: key, spki: spki, until: now.Add(proofTimeout)}
+	challenge, err := st.challenge(ctx, r, m)
+	if err != nil {
 		return err
 	}
-	st.renewal = &renewal{csr: r.GetCsr(), key: key, spki: spki, nonce: nonce, until: now.Add(proofTimeout)}
-	return st.send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_RenewalChallenge{
-		RenewalChallenge: &agentv1.RenewalChallenge{Nonce: nonce},
-	}})
+	r.nonce = challenge.GetNonce()
+	st.renewal = r
+	return st.send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_RenewalChallenge{RenewalChallenge: challenge}})
+}
+
+// challenge asks a key in the TPM for more than one in software, which in turn
+// has to be fresh: whoever copied the one before is left with it. A device
+// whose key is in a TPM never gets a certificate for another.
+func (st *session) challenge(ctx context.Context, r *renewal, m *agentv1.RenewalRequest) (*agentv1.RenewalChallenge, error) {
+	known, hasTPM := st.service.TPMs.Known(st.deviceID)
+	if !hasTPM && !st.service.inTPM(st.deviceID) {
+		if same(r.spki, st.spki) {
+			return nil, invalid("a renewal needs a fresh key")
+		}
+		nonce := make([]byte, attest.NonceBytes)
+		rand.Read(nonce) // never returns an error
+		return &agentv1.RenewalChallenge{Nonce: nonce}, nil
+	}
+	if len(m.GetTlsKeyPublic()) == 0 {
+		st.service.note(ctx, st.deviceID, "alarm.downgrade", "a renewal for a key that is not in the TPM")
+		return nil, status.Error(codes.PermissionDenied, "the key of this device is in its TPM")
+	}
+	var err error
+	if r.tpm, err = attest.ParseRenewal(m, r.key); err != nil {
+		return nil, invalid("%v", err)
+	}
+	ek, err := attest.ParseEndorsementKey(known.EndorsementKey)
+	if err != nil {
+		return nil, err
+	}
+	return r.tpm.NewChallenge(ek)
 }
 
 // proveRenewal verifies the proof of the new key, issues its certificate, makes
@@ -76,10 +103,10 @@ func (st *session) proveRenewal(ctx context.Context, p *agentv1.RenewalProof) er
 	if err != nil {
 		return err
 	}
-	if err := attest.Verify(r.key, attest.RenewDigest(r.nonce, exporter, r.csr), p.GetSignature()); err != nil {
-		return status.Error(codes.PermissionDenied, err.Error())
+	if err := st.verifyRenewal(ctx, r, p, exporter); err != nil {
+		return err
 	}
-	cert, err := st.service.Issuer.IssueDevice(st.deviceID, r.key, 0)
+	cert, err := st.service.Issuer.IssueDevice(st.deviceID, r.key, st.service.Registry.CertificateLifetime(st.deviceID))
 	if err == nil {
 		err = st.service.Registry.Renew(ctx, st.deviceID, st.spki, r.spki, cert.Serial, cert.NotAfter)
 	}
@@ -97,6 +124,26 @@ func (st *session) proveRenewal(ctx context.Context, p *agentv1.RenewalProof) er
 		Chain: cert.Chain, DeviceId: st.deviceID, AssetNumber: device.GetAsset().GetAssetNumber(),
 		RenewAfter: timestamppb.New(cert.RenewAfter), TrustBundle: st.service.Issuer.TrustBundle(),
 	}}})
+}
+
+// verifyRenewal verifies the proof of a new key. Of a TPM the attestation key of
+// before certifies it, so that its clock shows whether it is the same TPM; a new
+// one counts from then on.
+func (st *session) verifyRenewal(ctx context.Context, r *renewal, p *agentv1.RenewalProof, exporter []byte) error {
+	if r.tpm == nil {
+		if err := attest.Verify(r.key, attest.RenewDigest(r.nonce, exporter, r.csr), p.GetSignature()); err != nil {
+			return status.Error(codes.PermissionDenied, err.Error())
+		}
+		return nil
+	}
+	if err := r.tpm.Verify(p, exporter); err != nil {
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	err := st.service.TPMs.Certified(ctx, st.deviceID, r.tpm.TLS, attest.PurposeCertify, r.nonce, exporter, p.GetCertify(), p.GetCertifySignature())
+	if err == nil && len(r.tpm.AttestationKey) > 0 {
+		err = st.service.TPMs.Replace(ctx, st.deviceID, r.tpm.AttestationKey)
+	}
+	return st.stated(ctx, err)
 }
 
 // settle ends the key before a renewal when its successor is used for the first

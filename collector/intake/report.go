@@ -61,6 +61,7 @@ func (st *session) report(ctx context.Context, r *agentv1.Report) error {
 		return err
 	}
 	st.service.Metrics.reported(kindOf(r), "stored", st.service.Now().Sub(arrived))
+	st.reported(collectedAt)
 	st.order(func(o *orders) { o.tell(result) })
 	return nil
 }
@@ -119,16 +120,25 @@ func (st *session) evidence(ctx context.Context, r *agentv1.Report) (ev *posture
 
 // submit hands a report to the Verifier when it is its turn.
 func (st *session) submit(ctx context.Context, ev *posturev1.Evidence, digest []byte, collectedAt time.Time) (*posturev1.Result, error) {
-	select {
-	case st.service.turns <- struct{}{}:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	release, err := st.turn(ctx)
+	if err != nil {
+		return nil, err
 	}
-	defer func() { <-st.service.turns }()
+	defer release()
 	if ev == nil {
 		return st.service.Verifier.Confirm(ctx, st.deviceID, collectedAt)
 	}
 	return st.service.Verifier.Submit(ctx, st.deviceID, ev, digest, collectedAt)
+}
+
+// turn waits until a report or quote of this stream may be worked on.
+func (st *session) turn(ctx context.Context) (release func(), err error) {
+	select {
+	case st.service.turns <- struct{}{}:
+		return func() { <-st.service.turns }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // resync asks for full evidence. Who misses it again and again is sent away:

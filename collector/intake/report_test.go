@@ -331,7 +331,7 @@ func TestResultsArePushedNewestFirstAndOnce(t *testing.T) {
 	if h.Push(deviceB, newer) {
 		t.Error("pushed to one that is not online")
 	}
-	if !h.Collect(deviceA, "operator") || h.Collect(deviceB, "operator") {
+	if !h.Collect(deviceA, "operator", false) || h.Collect(deviceB, "operator", false) {
 		t.Error("asked the wrong one")
 	}
 	if m := n.receive(); m.GetCollect().GetReason() != "operator" {
@@ -357,7 +357,7 @@ func TestAnotherPolicyChangesTheInterval(t *testing.T) {
 	for range 2 { // told once
 		h.Push(deviceA, stored)
 	}
-	h.Collect(deviceA, "operator")
+	h.Collect(deviceA, "operator", false)
 	if m := n.receive(); m.GetPace().GetReportInterval().AsDuration() != 20*time.Second {
 		t.Fatalf("got %v", m)
 	}
@@ -375,7 +375,7 @@ func TestOrdersWaitForTheWelcome(t *testing.T) {
 		n := h.enrolled(t, deviceA).open()
 		defer n.conn.Close()
 		synctest.Wait()
-		if !h.Collect(deviceA, "operator") {
+		if !h.Collect(deviceA, "operator", false) {
 			t.Fatal("not online")
 		}
 		synctest.Wait()
@@ -401,7 +401,7 @@ func TestOrdersWaitForTheReport(t *testing.T) {
 		n.send(message(n.full(evidence("amd64"))))
 		synctest.Wait() // the report is with the Verifier
 		for range 100 {
-			h.Collect(deviceA, "again and again")
+			h.Collect(deviceA, "again and again", false)
 		}
 		close(h.desk.gate)
 		if m := n.receive(); m.GetAcknowledgement() == nil {

@@ -5,7 +5,10 @@
 // begins, and for every message; the moment it no longer may, its stream ends.
 // A report is acknowledged when the Verifier has stored it, not before. A
 // stream costs two goroutines and no copy of the evidence; its queue is one
-// order of each kind.
+// order of each kind. A device has one stream: two machines that are live with
+// one identity are an alarm, as is a TPM that contradicts itself, and a software
+// key that comes back after it was replaced. A TPM that does not quote in time
+// only proves nothing any more.
 package intake
 
 import (
@@ -13,7 +16,6 @@ import (
 	"crypto"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -24,6 +26,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"pfoertner/collector/attestation"
+	"pfoertner/collector/audit"
 	"pfoertner/collector/authority"
 	"pfoertner/internal/attest"
 	"pfoertner/internal/mtls"
@@ -46,6 +50,29 @@ type Registry interface {
 	Settle(ctx context.Context, deviceID string, spki []byte) error
 	// OnChange registers what is called after every change of a device.
 	OnChange(fn func(*fleetv1.Device))
+	// CertificateLifetime is how long the next certificate of a device lives.
+	CertificateLifetime(deviceID string) time.Duration
+	// Alarm suspends a device whose identity was copied.
+	Alarm(ctx context.Context, deviceID, kind, detail string) error
+}
+
+// TPMs is what is known of the devices' TPMs (attestation.Book).
+type TPMs interface {
+	Known(deviceID string) (attestation.Known, bool)
+	// Judge judges a quote. The error wraps attestation.ErrRefused or ErrCloned,
+	// or is the store's.
+	Judge(ctx context.Context, deviceID string, nonce, exporter []byte, q *agentv1.Quote) (*posturev1.Attestation, error)
+	// Failed notes why a quote that is due does not come.
+	Failed(ctx context.Context, deviceID, reason string) error
+	// Certified verifies that the TPM certifies a key; errors as those of Judge.
+	Certified(ctx context.Context, deviceID string, key *attest.Key, purpose attest.Purpose, nonce, exporter, message, signature []byte) error
+	// Replace makes another key the attestation key.
+	Replace(ctx context.Context, deviceID string, ak []byte) error
+}
+
+// Audit keeps records (collector/store).
+type Audit interface {
+	AppendAudit(ctx context.Context, records ...audit.Record) error
 }
 
 // Verifier appraises and stores. Its methods return nil after the commit.
@@ -75,6 +102,8 @@ type Options struct {
 	Verifier Verifier
 	Reports  Reports
 	Issuer   Issuer
+	TPMs     TPMs
+	Audit    Audit
 	// VPN issues VPN client certificates; nil: none are issued.
 	VPN *VPN
 	// ReportInterval says how long a notebook may stay silent; asked for every
@@ -105,10 +134,15 @@ type Service struct {
 	// turns holds a token for every report that the Verifier works on.
 	turns chan struct{}
 
+	// alarms are those under way.
+	alarms sync.WaitGroup
+
 	mu       sync.Mutex
 	closed   bool
-	live     map[string]*session
+	live     map[string]*session // the newest stream of every device
 	presence map[string]presence // every device since the collector started
+	raising  map[string]bool     // devices with an alarm under way
+	noted    map[note]time.Time  // when a record was last written
 }
 
 // maxTurns is how many reports are worked on at the same time: as many as the
@@ -124,6 +158,9 @@ type presence struct {
 // Why streams end.
 var (
 	errReplaced    = status.Error(codes.Aborted, "another stream of this device has begun")
+	errMeeting     = status.Error(codes.Unavailable, "two streams of this device are there already")
+	errAbsent      = status.Error(codes.Aborted, "another stream of this device is live")
+	errCloned      = status.Error(codes.PermissionDenied, "another machine has the identity of this device")
 	errCertificate = status.Error(codes.Unauthenticated, "the certificate has ended")
 	errClosing     = status.Error(codes.Unavailable, "the collector is stopping")
 	errNoHello     = status.Error(codes.DeadlineExceeded, "no hello in time")
@@ -141,7 +178,10 @@ func NewService(o Options) *Service {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	s := &Service{Options: o, turns: make(chan struct{}, maxTurns), live: map[string]*session{}, presence: map[string]presence{}}
+	s := &Service{
+		Options: o, turns: make(chan struct{}, maxTurns),
+		live: map[string]*session{}, presence: map[string]presence{}, raising: map[string]bool{}, noted: map[note]time.Time{},
+	}
 	s.catalogue.Store(&agentv1.VpnCatalogue{})
 	o.Registry.OnChange(s.changed)
 	return s
@@ -166,7 +206,7 @@ func (s *Service) Connect(stream connectStream) error {
 	ctx, stop := context.WithDeadlineCause(ctx, cert.NotAfter, errCertificate)
 	defer stop()
 
-	st := newSession(s, stream, id, cert, spki, end)
+	st := newSession(s, stream, id, cert, spki, ctx.Done(), end)
 	if err := s.begin(st); err != nil {
 		return err
 	}
@@ -201,35 +241,12 @@ func (s *Service) ended(ctx context.Context, st *session) error {
 	return cause
 }
 
-// begin makes the session its device's only one.
-func (s *Service) begin(st *session) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return errClosing
-	}
-	if before := s.live[st.deviceID]; before != nil {
-		before.end(errReplaced)
-	}
-	s.live[st.deviceID] = st
-	s.Metrics.streams(len(s.live))
-	return nil
-}
-
-func (s *Service) finish(st *session) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.live[st.deviceID] == st {
-		delete(s.live, st.deviceID)
-	}
-	s.Metrics.streams(len(s.live))
-}
-
 // seen notes a sign of life.
 func (s *Service) seen(st *session, at time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.presence[st.deviceID] = presence{at, st.agentVersion}
+	s.alive(st)
 }
 
 func (s *Service) session(deviceID string) *session {
@@ -238,32 +255,30 @@ func (s *Service) session(deviceID string) *session {
 	return s.live[deviceID]
 }
 
-// changed ends the stream of a device that is no longer accepted.
-func (s *Service) changed(d *fleetv1.Device) {
-	if st := s.session(d.GetId()); st != nil {
-		if err := st.accepted(); err != nil {
-			st.end(err)
+// streams calls a function for every stream of a device: one, or two for a
+// while.
+func (s *Service) streams(deviceID string, fn func(*session)) {
+	s.mu.Lock()
+	newest := s.live[deviceID]
+	var before *session
+	if newest != nil {
+		before = newest.before
+	}
+	s.mu.Unlock()
+	for _, st := range []*session{newest, before} {
+		if st != nil {
+			fn(st)
 		}
 	}
 }
 
-// CheckCertificate refuses, at the handshake, devices that are not accepted. It
-// fits mtls.ServerOptions.Check.
-func (s *Service) CheckCertificate(cert *x509.Certificate) error {
-	_, id, err := mtls.Identity(cert)
-	if err != nil {
-		return err
-	}
-	spki, err := attest.SPKI(cert.PublicKey)
-	if err != nil {
-		return err
-	}
-	if err := s.Registry.Accepts(id, spki); err != nil {
-		s.Metrics.handshakeRefused()
-		s.Log.Warn("handshake of a device refused", "device_id", id, "certificate_serial", cert.SerialNumber.Text(16), "reason", err)
-		return fmt.Errorf("device %s: %w", id, err)
-	}
-	return nil
+// changed ends the streams of a device that is no longer accepted.
+func (s *Service) changed(d *fleetv1.Device) {
+	s.streams(d.GetId(), func(st *session) {
+		if err := st.accepted(); err != nil {
+			st.end(err)
+		}
+	})
 }
 
 // Online says whether a device has a stream now, when it last sent anything
@@ -276,25 +291,15 @@ func (s *Service) Online(deviceID string) (online bool, lastSeen time.Time, agen
 	return s.live[deviceID] != nil, p.lastSeen, p.agentVersion
 }
 
-// Collect asks a device to collect and report now. It returns false when the
-// device is not online. It does not wait.
-func (s *Service) Collect(deviceID, reason string) bool {
-	st := s.session(deviceID)
-	if st != nil {
-		st.order(func(o *orders) { o.collect = &agentv1.Collect{Reason: reason} })
-	}
-	return st != nil
-}
-
 // Push tells a device a new result of its evidence: a policy changed, or a
 // grace period ended. It returns false when the device is not online. It does
 // not wait.
-func (s *Service) Push(deviceID string, result *posturev1.Result) bool {
-	st := s.session(deviceID)
-	if st != nil {
+func (s *Service) Push(deviceID string, result *posturev1.Result) (online bool) {
+	s.streams(deviceID, func(st *session) {
+		online = true
 		st.order(func(o *orders) { o.tell(result) })
-	}
-	return st != nil
+	})
+	return online
 }
 
 // SetVPNCatalogue puts a signed VPN catalogue in force; empty: none. Every agent
@@ -304,17 +309,22 @@ func (s *Service) SetVPNCatalogue(signedFile []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, st := range s.live {
-		st.order(st.orderCatalogue)
+		for ; st != nil; st = st.before {
+			st.order(st.orderCatalogue)
+		}
 	}
 }
 
 // Close ends all streams; their agents come back elsewhere or later. New ones
-// are refused from now on.
+// are refused from now on. It waits for alarms that are under way.
 func (s *Service) Close() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.closed = true
 	for _, st := range s.live {
-		st.end(errClosing)
+		for ; st != nil; st = st.before {
+			st.end(errClosing)
+		}
 	}
+	s.mu.Unlock()
+	s.alarms.Wait()
 }

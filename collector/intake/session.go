@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"pfoertner/collector/enrolment"
 	"pfoertner/internal/posture"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
 )
@@ -36,8 +37,21 @@ type session struct {
 	deviceID string
 	cert     *x509.Certificate
 	spki     []byte
-	// end ends the stream with a cause; the first one counts.
-	end context.CancelCauseFunc
+	// end ends the stream with a cause; the first one counts. Then done is closed.
+	end  context.CancelCauseFunc
+	done <-chan struct{}
+
+	// The Service guards these. before is the stream that this one is to
+	// replace, and meeting the question which of them is live.
+	before     *session
+	meeting    *meeting
+	greeted    bool // hello has arrived
+	capability uint32
+
+	questions questions
+
+	waiting sync.Mutex
+	waiters []*waiter
 
 	sending    sync.Mutex // one goroutine at a time may send
 	interval   time.Duration
@@ -62,9 +76,9 @@ type session struct {
 	vpnKeys      *vpnKeys
 }
 
-func newSession(s *Service, stream connectStream, id string, cert *x509.Certificate, spki []byte, end context.CancelCauseFunc) *session {
+func newSession(s *Service, stream connectStream, id string, cert *x509.Certificate, spki []byte, done <-chan struct{}, end context.CancelCauseFunc) *session {
 	return &session{
-		service: s, stream: stream, deviceID: id, cert: cert, spki: spki, end: end,
+		service: s, stream: stream, deviceID: id, cert: cert, spki: spki, done: done, end: end,
 		limiter:    rate.NewLimiter(s.MessageRate, s.MessageBurst),
 		delivering: true, // by welcome
 	}
@@ -90,7 +104,7 @@ func (st *session) serve(ctx context.Context) error {
 	if m.GetHello() == nil {
 		return invalid("the first message is not a hello")
 	}
-	if err := st.welcome(m.GetHello()); err != nil {
+	if err := st.welcome(ctx, m.GetHello()); err != nil {
 		return err
 	}
 	for {
@@ -118,6 +132,11 @@ func (st *session) receive(ctx context.Context) (*agentv1.ConnectRequest, error)
 		return nil, err
 	}
 	if err := st.accepted(); err != nil {
+		// That the notebook is still there counts, also with a key that the other
+		// stream has replaced meanwhile.
+		if p := m.GetPresence(); p != nil && errors.Is(st.service.Registry.Accepts(st.deviceID, st.spki), enrolment.ErrStaleKey) {
+			st.service.present(st, p)
+		}
 		return nil, err
 	}
 	if err := posture.CheckLimits(m); err != nil {
@@ -126,7 +145,7 @@ func (st *session) receive(ctx context.Context) (*agentv1.ConnectRequest, error)
 	return m, nil
 }
 
-func (st *session) welcome(hello *agentv1.ClientHello) error {
+func (st *session) welcome(ctx context.Context, hello *agentv1.ClientHello) error {
 	st.agentVersion = hello.GetAgentVersion()
 	now := st.service.Now()
 	st.service.seen(st, now)
@@ -140,7 +159,9 @@ func (st *session) welcome(hello *agentv1.ClientHello) error {
 		Capability: posture.Capability, Nonce: st.nonce, CollectorVersion: st.service.Version,
 		ReportInterval: durationpb.New(st.interval),
 		RenewAfter:     durationpb.New(max(renew, 0)),
+		QuoteNonce:     st.firstQuestion(ctx, hello.GetCapability()),
 	}}})
+	st.service.greeted(st, hello.GetCapability())
 	st.ordering.Lock()
 	st.takesCatalogue = hello.GetCapability() >= catalogueCapability
 	st.orderCatalogue(&st.orders)
@@ -156,8 +177,13 @@ func (st *session) handle(ctx context.Context, m *agentv1.ConnectRequest) error 
 	switch body := m.GetMessage().(type) {
 	case *agentv1.ConnectRequest_Report:
 		return st.report(ctx, body.Report)
+	case *agentv1.ConnectRequest_Quote:
+		return st.quote(ctx, body.Quote)
+	case *agentv1.ConnectRequest_Presence:
+		st.service.present(st, body.Presence)
+		return nil
 	case *agentv1.ConnectRequest_Renewal:
-		return st.requestRenewal(body.Renewal)
+		return st.requestRenewal(ctx, body.Renewal)
 	case *agentv1.ConnectRequest_RenewalProof:
 		return st.proveRenewal(ctx, body.RenewalProof)
 	case *agentv1.ConnectRequest_VpnKey:

@@ -26,6 +26,7 @@ const (
 func TestHandshakeRefusesWhoIsNotAccepted(t *testing.T) {
 	h := newHouse(t)
 	good := h.enrolled(t, deviceA)
+	h.door.protection[deviceA] = fleetv1.KeyProtection_KEY_PROTECTION_TPM
 	stale := *good
 	renewed := h.enrolled(t, deviceA) // the same device with a newer key
 	gone := h.enrolled(t, deviceB)
