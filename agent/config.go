@@ -230,6 +230,9 @@ func (c config) memory() []string {
 	return []string{c.ledger(), c.searches(), c.notices(), filepath.Join(c.StateDir, session.CatalogueFile)}
 }
 
+// vpnDirectory is where the service keeps the VPN key.
+func (c config) vpnDirectory() string { return filepath.Join(c.StateDir, session.VPNDirectory) }
+
 func (c config) pin() (uplink.Pin, error) {
 	if c.CAFile != "" {
 		return uplink.Pin{File: c.CAFile}, nil

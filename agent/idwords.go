@@ -25,10 +25,10 @@ type idWords struct {
 func idWordsFor(locale string) *idWords {
 	if status.German(locale) {
 		return &idWords{
-			vendor: "Hersteller", model: "Modell", serial: "Seriennummer", fingerprint: "Prüfzahl zum Vergleichen",
+			vendor: "Hersteller", model: "Modell", serial: "Seriennummer", fingerprint: "Fingerabdruck (Prüfzahl)",
 			deviceKey: "Geräteschlüssel", inTPM: "im Sicherheitschip (TPM)", inFile: "in einer Datei, nicht an das Gerät gebunden",
 			tpm: "Sicherheitschip (TPM)", endorsementKey: "Schlüssel des Chips (EK, SHA-256)", endorsement: "Zertifikat des Chips",
-			issuedBy: "vorhanden, ausgestellt von %s", unreadable: "vorhanden, nicht lesbar", none: "keines im Chip: zwei Personen vergleichen die Prüfzahl",
+			issuedBy: "vorhanden, ausgestellt von %s", unreadable: "vorhanden, nicht lesbar", none: "keines im Chip: zwei Personen vergleichen den Fingerabdruck",
 			device: "Gerät", asset: "Inventarnummer", unit: "Organisationseinheit laut Installation",
 			until: "Aufnahme gültig bis", date: "02.01.2006, 15:04 Uhr", problem: "Hinweis",
 			notEnrolled: "Das Gerät ist noch nicht aufgenommen.",

@@ -13,6 +13,7 @@ import (
 	"pfoertner/agent/durable"
 	"pfoertner/agent/identity"
 	"pfoertner/agent/service"
+	"pfoertner/agent/vpnkey"
 )
 
 // newInstall registers and starts the service. Where there is no configuration
@@ -128,6 +129,10 @@ func (c config) purge(configFile string, keepIdentity bool) error {
 
 // removeIdentity removes every key, without making anything.
 func (c config) removeIdentity() error {
+	if err := remove(vpnkey.Files(c.vpnDirectory())...); err != nil {
+		return err
+	}
+	_ = os.Remove(c.vpnDirectory()) // not empty, or not there: both are fine
 	if _, err := os.Stat(c.StateDir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -21,6 +21,7 @@ import (
 	"pfoertner/agent/session"
 	"pfoertner/agent/status"
 	"pfoertner/agent/uplink"
+	"pfoertner/agent/vpnkey"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
@@ -272,7 +273,7 @@ func (c config) openState(copied func(*identity.CopiedError)) (*identity.State, 
 	if err := state.Close(); err != nil {
 		return nil, err
 	}
-	if err := remove(c.memory()...); err != nil {
+	if err := remove(append(c.memory(), vpnkey.Files(c.vpnDirectory())...)...); err != nil {
 		return nil, err
 	}
 	return c.bind()

@@ -13,12 +13,11 @@ import (
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
 )
 
-// vpnDirectory is beside the identity file; vpnRetry is when a VPN certificate
-// that could not be had is asked for again.
-const (
-	vpnDirectory = "vpn"
-	vpnRetry     = time.Hour
-)
+// VPNDirectory, beside the identity file, is where the VPN key is.
+const VPNDirectory = "vpn"
+
+// vpnRetry is when a VPN certificate that could not be had is asked for again.
+const vpnRetry = time.Hour
 
 // newVPNKeeper returns nil when the device key is not in a TPM: then there is
 // no key for the VPN either.
@@ -26,7 +25,7 @@ func newVPNKeeper(s *identity.State) *vpnkey.Keeper {
 	if s == nil || s.Chip() == nil {
 		return nil
 	}
-	return vpnkey.New(filepath.Join(filepath.Dir(s.Path()), vpnDirectory), s)
+	return vpnkey.New(filepath.Join(filepath.Dir(s.Path()), VPNDirectory), s)
 }
 
 // vpnKey is a stream's part in getting a VPN certificate.

@@ -36,6 +36,11 @@ func KeyFile(dir string) string { return filepath.Join(dir, keyFile) }
 // directory of New.
 func CertificateFile(dir string) string { return filepath.Join(dir, certificateFile) }
 
+// Files are all that can be in a directory of New, there or not.
+func Files(dir string) []string {
+	return []string{KeyFile(dir), CertificateFile(dir), filepath.Join(dir, nextFile)}
+}
+
 // files is the directory of key and certificate.
 type files struct{ dir string }
 
