@@ -97,20 +97,24 @@ func TestStatusReadsAsPeopleNeedIt(t *testing.T) {
 			}}}},
 		"without-reason": {Connection: status.Online, LastContact: noon,
 			Judgement: &status.Judgement{Verdict: "deny", ValidUntil: valid, Findings: []status.Finding{{Effect: "deny", Title: disks.Title}}}},
-		"refused":        {Connection: status.Refused, LastContact: noon.Add(-time.Hour)},
-		"untrusted":      {Connection: status.Untrusted, LastContact: noon.AddDate(0, 0, -100)},
-		"expired":        {Connection: status.Expired, LastContact: noon.AddDate(0, 0, -12)},
-		"not-enrolled":   {Connection: status.NotEnrolled},
-		"no-token":       {Connection: status.NotEnrolled, Obstacle: status.NoToken},
-		"token-refused":  {Connection: status.NotEnrolled, Obstacle: status.TokenRefused},
-		"not-reached":    {Connection: status.NotEnrolled, Obstacle: status.NotReached},
-		"not-a-desk":     {Connection: status.NotEnrolled, Obstacle: status.WrongAuthority},
-		"copied":         {Connection: status.NotEnrolled, Obstacle: status.NoToken, Copied: true},
-		"not-configured": {Connection: status.NotConfigured},
-		"broken":         {Connection: status.Broken, LastContact: noon.Add(-time.Hour)},
-		"pending":        {Connection: status.Pending, Fingerprint: "3F7K-9QX2-00AB-CDEF-GH12-3456"},
-		"never-reached":  {},
-		"no-verdict-yet": {Connection: status.Online, LastContact: noon},
+		"refused":          {Connection: status.Refused, LastContact: noon.Add(-time.Hour)},
+		"untrusted":        {Connection: status.Untrusted, LastContact: noon.AddDate(0, 0, -100)},
+		"expired":          {Connection: status.Expired, LastContact: noon.AddDate(0, 0, -12)},
+		"not-enrolled":     {Connection: status.NotEnrolled},
+		"no-token":         {Connection: status.NotEnrolled, Obstacle: status.NoToken},
+		"token-refused":    {Connection: status.NotEnrolled, Obstacle: status.TokenRefused},
+		"not-reached":      {Connection: status.NotEnrolled, Obstacle: status.NotReached},
+		"not-a-desk":       {Connection: status.NotEnrolled, Obstacle: status.WrongAuthority},
+		"copied":           {Connection: status.NotEnrolled, Obstacle: status.NoToken, Copied: true},
+		"foreign-keys":     {Connection: status.NotEnrolled, ForeignKeys: true, Obstacle: status.NotExpected},
+		"not-expected":     {Connection: status.NotEnrolled, Obstacle: status.NotExpected},
+		"no-tpm":           {Connection: status.NoTPM, LastContact: noon.Add(-time.Hour)},
+		"other-protection": {Connection: status.OtherProtection},
+		"not-configured":   {Connection: status.NotConfigured},
+		"broken":           {Connection: status.Broken, LastContact: noon.Add(-time.Hour)},
+		"pending":          {Connection: status.Pending, Fingerprint: "3F7K-9QX2-00AB-CDEF-GH12-3456"},
+		"never-reached":    {},
+		"no-verdict-yet":   {Connection: status.Online, LastContact: noon},
 	} {
 		for _, lang := range []string{"de", "en"} {
 			golden(t, name+"."+lang, status.Show(s, status.Language(lang), noon))
@@ -214,6 +218,29 @@ func FuzzRead(f *testing.F) {
 			status.Show(s, status.Language("de"), noon)
 		}
 	})
+}
+
+// Keys that the TPM does not have are said beside why the new enrolment is not
+// through yet, also over a restart.
+func TestForeignKeysAreSaidUntilThisDeviceIsOnline(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "status.json")
+	log := slog.New(slog.DiscardHandler)
+	b := status.NewBoard(path, log)
+	b.NotEnrolled(status.ForeignKeys)
+	b.NotEnrolled(status.NotExpected)
+	status.NewBoard(path, log).NotEnrolled(status.NotReached)
+	if s, err := status.Read(path); err != nil || !s.ForeignKeys || s.Obstacle != status.NotReached {
+		t.Errorf("%+v, %v", s, err)
+	}
+	b = status.NewBoard(path, log)
+	b.Connection(status.Online)
+	if s, err := status.Read(path); err != nil || s.ForeignKeys {
+		t.Errorf("%+v, %v", s, err)
+	}
+	b.Copied(true)
+	if s, err := status.Read(path); err != nil || !s.ForeignKeys || s.Copied {
+		t.Errorf("%+v, %v", s, err)
+	}
 }
 
 func TestCopiedIdentityIsSaidUntilThisDeviceIsOnline(t *testing.T) {
