@@ -398,12 +398,12 @@ rules:
 func TestAppraiseIsPure(t *testing.T) {
 	in := inputOf(t, shipped(t), with(func(ev *posturev1.Evidence) { ev.Tpm.Present = ternaryNo }))
 	in.Previous = Appraise(in)
-	before := []proto.Message{proto.CloneOf(in.Evidence), proto.CloneOf(in.Device), proto.CloneOf(in.Previous)}
+	before := []proto.Message{proto.CloneOf(in.Evidence), proto.CloneOf(in.Device), proto.CloneOf(in.Previous), proto.CloneOf(in.Attested)}
 	first, second := Appraise(in), Appraise(in)
 	if !proto.Equal(first, second) {
 		t.Error("the same input gave two results")
 	}
-	for i, now := range []proto.Message{in.Evidence, in.Device, in.Previous} {
+	for i, now := range []proto.Message{in.Evidence, in.Device, in.Previous, in.Attested} {
 		if !proto.Equal(before[i], now) {
 			t.Errorf("input %d was changed", i)
 		}

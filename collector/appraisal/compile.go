@@ -248,7 +248,7 @@ func (c *compiler) readRule(n *yaml.Node) rule {
 		r.graceUnknown = r.grace
 	}
 	r.shown = c.viewers(all.paths)
-	r.origin = all.origin()
+	r.origin, r.attested = all.origin(), all.attested
 	return r
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
@@ -342,9 +343,18 @@ func TestAThousandUpdatesStayAShortFinding(t *testing.T) {
 	for range 1000 {
 		ev.Patch.Pending = append(ev.Patch.Pending, &posturev1.PendingUpdate{Package: strings.Repeat("x", 4000), FirstSeenAt: timestamppb.New(noon)})
 	}
-	p := onePolicy(t, "evidence.patch.pending.all(u, days_pending(u, now) > 3)", "", "")
-	f := findingOf(t, Appraise(inputOf(t, p, ev)), "the-rule")
-	if n := len(f.GetValues()); n != maxValues+1 || f.GetValues()[maxValues].GetValue() != "988 more" {
-		t.Errorf("%d values, the last %v", n, f.GetValues()[n-1])
+	for _, expr := range []string{"evidence.patch.pending.all(u, days_pending(u, now) > 3)", "evidence.patch.pending.all(u, u.package == 'x')"} {
+		f := findingOf(t, Appraise(inputOf(t, onePolicy(t, expr, "", ""), ev)), "the-rule")
+		if n := len(f.GetValues()); n != maxValues+1 || f.GetValues()[maxValues].GetValue() != "988 more" {
+			t.Errorf("%s: %d values, the last %v", expr, n, f.GetValues()[n-1])
+		}
+	}
+}
+
+func TestListsOfTextsAreShown(t *testing.T) {
+	in := withDevice(inputOf(t, onePolicy(t, "asset.groups.exists(g, g == 'x')", "", ""), goodEvidence()), func(d *fleetv1.Device) { d.Asset.Groups = []string{"a", "b"} })
+	f := findingOf(t, Appraise(in), "the-rule")
+	if len(f.GetValues()) != 2 || f.GetValues()[1].GetPath() != "asset.groups[1]" || f.GetValues()[1].GetValue() != "b" {
+		t.Errorf("%v", f.GetValues())
 	}
 }

@@ -332,6 +332,21 @@ func (f *facts) failingSince(rule string) time.Time {
 	return f.Now
 }
 
+// failedSince is when a rule was first seen to fail since it last passed; nil:
+// it was not.
+func (f *facts) failedSince(rule string) *timestamppb.Timestamp {
+	for _, before := range f.Previous.GetFindings() {
+		if before.GetRule() != rule {
+			continue
+		}
+		switch before.GetOutcome() {
+		case posturev1.Outcome_OUTCOME_FAIL, posturev1.Outcome_OUTCOME_UNKNOWN:
+			return before.GetFailedSince()
+		}
+	}
+	return nil
+}
+
 // verdictOf is the best verdict that an effect leaves.
 func verdictOf(e posturev1.Effect) posturev1.Verdict {
 	switch e {

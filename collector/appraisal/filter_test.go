@@ -10,6 +10,7 @@ import (
 func TestFiltersPickDevices(t *testing.T) {
 	dev := activeDevice()
 	dev.Evidence = goodEvidence()
+	dev.Attested = goodAttestation()
 	dev.LastSeenAt = ago(30 * day)
 	dev.Result = Appraise(inputOf(t, shipped(t), dev.GetEvidence()))
 	for expr, want := range map[string]bool{
@@ -28,6 +29,11 @@ func TestFiltersPickDevices(t *testing.T) {
 		"evidence.patch.pending_security > 1":                       true,
 		"evidence.patch.pending_security == 2u":                     true,
 		"device.online":                                             false,
+		"attested.secure_boot == YES":                               true,
+		"attested.reading.state != READING_STATE_OBSERVED":          false,
+		"attested.incomplete != ''":                                 false,
+		"attested.pcrs.exists(p, p.reference == REJECTED)":          false,
+		"device.key.protection == KEY_PROTECTION_TPM":               true,
 	} {
 		t.Run(expr, func(t *testing.T) {
 			f, err := CompileFilter(expr)
@@ -42,7 +48,7 @@ func TestFiltersPickDevices(t *testing.T) {
 }
 
 func TestFiltersOverDevicesThatNeverReported(t *testing.T) {
-	f, err := CompileFilter("result.verdict == DENY && evidence.patch.pending_security == 0u && asset.unit == ''")
+	f, err := CompileFilter("result.verdict == DENY && evidence.patch.pending_security == 0u && asset.unit == '' && attested.secure_boot == TERNARY_UNSPECIFIED")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -74,7 +74,13 @@ func FuzzAppraise(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(b, int64(60), int32(3))
+		for _, a := range []*posturev1.Attestation{goodAttestation(), {}, {Incomplete: "no event log", Reading: observed(), ValidUntil: ago(-1 << 40)}} {
+			q, err := proto.Marshal(a)
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(b, q, int64(60), int32(3), int32(1))
+		}
 	}
 	p, errs := Compile(DefaultPolicy())
 	if len(errs) > 0 {
@@ -84,19 +90,26 @@ func FuzzAppraise(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Fuzz(func(t *testing.T, b []byte, age int64, state int32) {
+	f.Fuzz(func(t *testing.T, b, q []byte, age int64, state, protection int32) {
 		ev := &posturev1.Evidence{}
-		if proto.Unmarshal(b, ev) != nil {
+		a := &posturev1.Attestation{}
+		if proto.Unmarshal(b, ev) != nil || proto.Unmarshal(q, a) != nil {
 			return
 		}
 		dev := activeDevice()
+		dev.Key.Protection = fleetv1.KeyProtection(protection)
+		dev.Asset.SoftwareKey = &fleetv1.SoftwareKeyPermission{Until: a.GetQuotedAt()}
 		dev.Asset.State = fleetv1.AssetState(state)
-		in := Input{Policy: p, References: refs, Device: dev, Evidence: ev, Now: noon, CollectedAt: noon.Add(-time.Duration(age) * time.Second)}
+		in := Input{Policy: p, References: refs, Device: dev, Evidence: ev, Attested: a, Now: noon, CollectedAt: noon.Add(-time.Duration(age) * time.Second)}
 		in.Previous = Appraise(in)
 		res := Appraise(in)
 		checkResult(t, res)
 		if res.GetVerdict() == admit && dev.GetAsset().GetState() != fleetv1.AssetState_ASSET_STATE_ACTIVE {
 			t.Error("an asset that is not active was admitted")
+		}
+		if res.GetVerdict() == admit && !(a.GetReading().GetState() == posturev1.ReadingState_READING_STATE_OBSERVED && noon.Before(a.GetValidUntil().AsTime())) &&
+			!noon.Before(dev.GetAsset().GetSoftwareKey().GetUntil().AsTime()) {
+			t.Error("neither a TPM that vouches for it nor a permission, and it was admitted")
 		}
 		for _, lang := range []string{"de", "en"} {
 			if !utf8.ValidString(Explain(&fleetv1.Explanation{Device: dev, Result: res}, lang, nil)) {

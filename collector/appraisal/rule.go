@@ -1,6 +1,7 @@
 package appraisal
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -8,6 +9,8 @@ import (
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
@@ -28,6 +31,8 @@ type rule struct {
 	mustApply           bool
 
 	origin posturev1.Origin
+	// attested: it reads what the TPM vouches for.
+	attested bool
 	// shown are the values that explain the rule, as places in the policy's
 	// viewers.
 	shown []int
@@ -161,12 +166,27 @@ func (r *rule) finding(p *Policy, f *facts) *posturev1.Finding {
 			out.Values = append(out.Values, f.view(i)...)
 		}
 	}
-	demanded, grace := r.onFail, r.grace
-	if j.outcome == posturev1.Outcome_OUTCOME_UNKNOWN {
-		demanded, grace = r.onUnknown, r.graceUnknown
-	}
+	demanded, grace := r.consequence(out, f)
 	f.weigh(out, demanded, grace)
 	return out
+}
+
+// consequence is what the outcome leads to, and after how long. Facts that the
+// TPM vouches for can be withheld by whoever rules the notebook: once they were
+// seen to fail, not to be known is no better until they are seen to be good.
+func (r *rule) consequence(out *posturev1.Finding, f *facts) (posturev1.Effect, time.Duration) {
+	switch out.GetOutcome() {
+	case posturev1.Outcome_OUTCOME_FAIL:
+		if r.attested {
+			out.FailedSince = cmp.Or(f.failedSince(r.id), timestamppb.New(f.Now))
+		}
+		return r.onFail, r.grace
+	case posturev1.Outcome_OUTCOME_UNKNOWN:
+		if out.FailedSince = f.failedSince(r.id); r.attested && out.FailedSince != nil {
+			return min(r.onFail, r.onUnknown), min(r.grace, r.graceUnknown)
+		}
+	}
+	return r.onUnknown, r.graceUnknown
 }
 
 // reason is a text with expressions in braces: "Seit {…} Tagen …".

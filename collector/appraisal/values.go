@@ -96,6 +96,7 @@ func (v viewer) walk(values []*posturev1.Value, m protoreflect.Message, path str
 	path += "." + string(s.field.Name())
 	if !s.entries {
 		if len(steps) == 1 {
+			*budget--
 			return append(values, &posturev1.Value{Path: path, Value: s.render(m)})
 		}
 		return v.walk(values, m.Get(s.field).Message(), path, steps[1:], budget)
@@ -105,7 +106,7 @@ func (v viewer) walk(values []*posturev1.Value, m protoreflect.Message, path str
 		return append(values, &posturev1.Value{Path: path, Value: "none"})
 	}
 	for i := range list.Len() {
-		if *budget == 0 {
+		if *budget <= 0 {
 			return append(values, &posturev1.Value{Path: path, Value: strconv.Itoa(list.Len()-i) + " more"})
 		}
 		entry := path + "[" + strconv.Itoa(i) + "]"
@@ -114,7 +115,7 @@ func (v viewer) walk(values []*posturev1.Value, m protoreflect.Message, path str
 			continue
 		}
 		*budget--
-		values = append(values, &posturev1.Value{Path: entry, Value: summary(list.Get(i).Message().Interface())})
+		values = append(values, &posturev1.Value{Path: entry, Value: s.entry(list.Get(i))})
 	}
 	return values
 }
@@ -136,6 +137,14 @@ func (s step) render(m protoreflect.Message) string {
 		return summary(v.Message().Interface())
 	}
 	return s.scalar(v)
+}
+
+// entry is one entry of the field's list in short.
+func (s step) entry(v protoreflect.Value) string {
+	if s.field.Message() == nil {
+		return s.scalar(v)
+	}
+	return summary(v.Message().Interface())
 }
 
 func (s step) scalar(v protoreflect.Value) string {

@@ -134,8 +134,22 @@ type house struct {
 	metrics   *Metrics
 	gather    prometheus.Gatherer
 
-	mu    sync.Mutex
-	clock time.Time
+	mu       sync.Mutex
+	clock    time.Time
+	attested map[string]*posturev1.Attestation
+}
+
+// vouch is what a device's TPM vouches for from now on.
+func (h *house) vouch(id string, a *posturev1.Attestation) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.attested[id] = a
+}
+
+func (h *house) vouched(id string) *posturev1.Attestation {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.attested[id]
 }
 
 func (h *house) advance(d time.Duration) {
@@ -189,6 +203,7 @@ func newHouse(t testing.TB) *house {
 		metrics:   NewMetrics(registry),
 		gather:    registry,
 		clock:     time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC),
+		attested:  map[string]*posturev1.Attestation{},
 	}
 	h.restart(t)
 	return h
@@ -201,7 +216,7 @@ func (h *house) restart(t testing.TB) {
 	if h.Verifier != nil {
 		policy = h.Policy()
 	}
-	h.Verifier = New(Options{Store: h.store, Desk: h.desk, Devices: h.inventory, Policy: policy, Now: h.now, Metrics: h.metrics})
+	h.Verifier = New(Options{Store: h.store, Desk: h.desk, Devices: h.inventory, Policy: policy, Attested: h.vouched, Now: h.now, Metrics: h.metrics})
 }
 
 func evidence(present posturev1.Ternary) *posturev1.Evidence {

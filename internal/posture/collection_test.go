@@ -13,8 +13,8 @@ import (
 
 const collectionList = "../../docs/collection.md"
 
-// evidenceFields names every field that evidence can hold, as "Message.field",
-// through all messages of this package that Evidence contains.
+// evidenceFields names every field that evidence, and what a TPM vouches for,
+// can hold, as "Message.field", through all messages of this package in them.
 func evidenceFields() map[string]bool {
 	root := (&posturev1.Evidence{}).ProtoReflect().Descriptor()
 	fields := map[string]bool{}
@@ -34,6 +34,7 @@ func evidenceFields() map[string]bool {
 		}
 	}
 	walk(root)
+	walk((&posturev1.Attestation{}).ProtoReflect().Descriptor())
 	return fields
 }
 
