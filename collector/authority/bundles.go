@@ -115,9 +115,12 @@ func (a *Authority) writeTrust(dir string, role mtls.Role) error {
 	if err := writeCertificates(filepath.Join(dir, kindServer.file+".crt"), a.TrustBundle()); err != nil {
 		return err
 	}
-	clients := a.VPNTrust()
-	if role != mtls.RoleGate || len(clients) == 0 {
+	if role != mtls.RoleGate {
 		return nil
+	}
+	clients, err := a.VPNTrust()
+	if err != nil || len(clients) == 0 {
+		return err
 	}
 	return writeCertificates(filepath.Join(dir, kindVPN.file+".crt"), clients)
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -119,13 +120,49 @@ func (a *Authority) VPNReplaceBefore() time.Time {
 // asks for it.
 func (a *Authority) VPNClients() *x509.CertPool { return a.pool(kindVPN) }
 
-// VPNTrust is the VPN CAs that gateways have to trust, DER, the current one
-// first; empty: there is none. WriteBundle gives it to gateways as vpn-ca.crt.
-func (a *Authority) VPNTrust() (bundle [][]byte) {
-	for _, cert := range a.acceptedOf(kindVPN) {
-		bundle = append(bundle, cert.Raw)
+// VPNTrust is whom gateways have to trust, DER, the current one first; empty:
+// there is no VPN CA. WriteBundle gives it to gateways as vpn-ca.crt. Each is a
+// VPN CA certified by itself instead of by the root: OpenVPN takes nothing else
+// as an anchor, and with the root beside it a gateway would take the device's
+// certificate too. It returns an error while a key is away that is in a token.
+func (a *Authority) VPNTrust() (anchors [][]byte, err error) {
+	a.mu.RLock()
+	accepted := slices.Clone(a.accepted[kindVPN.file])
+	a.mu.RUnlock()
+	for _, x := range accepted {
+		if x.gone(a.now()) {
+			continue
+		}
+		key, err := openKey(filepath.Join(a.dir, x.Name+".key"))
+		if err != nil {
+			return nil, err
+		}
+		anchor, err := selfCertified(x.cert, key)
+		if err != nil {
+			return nil, fmt.Errorf("anchor of %s: %w", x.Name, err)
+		}
+		anchors = append(anchors, anchor.Raw)
 	}
-	return bundle
+	return anchors, nil
+}
+
+// selfCertified is a CA as its own anchor: what it has issued verifies by it.
+func selfCertified(ca *x509.Certificate, key crypto.Signer) (*x509.Certificate, error) {
+	if !samePublic(ca.PublicKey, key.Public()) {
+		return nil, errors.New("key does not belong to it")
+	}
+	serial, err := randomSerial()
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial,
+		RawSubject:   ca.RawSubject, SubjectKeyId: ca.SubjectKeyId,
+		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
+		KeyUsage: ca.KeyUsage, ExtKeyUsage: ca.ExtKeyUsage,
+		BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true,
+	}
+	return signCertificate(template, template, key.Public(), key)
 }
 
 // lastRevoked is when a CA of a kind was revoked last; zero: none was.

@@ -38,7 +38,7 @@ func TestVPNCAComesWhenItIsWanted(t *testing.T) {
 	if there(dir, "vpn-ca") || there(dir, registerFile) {
 		t.Fatal("a new authority has a VPN CA already")
 	}
-	if _, err := a.IssueVPN(device, publicKey(t), VPNProfile{}); !errors.Is(err, ErrNoVPN) || a.IssuesVPN() || len(a.VPNTrust()) != 0 {
+	if _, err := a.IssueVPN(device, publicKey(t), VPNProfile{}); !errors.Is(err, ErrNoVPN) || a.IssuesVPN() || len(anchors(t, a)) != 0 {
 		t.Errorf("issued without a VPN CA: %v", err)
 	}
 	if _, warnings, err := List(dir, c.now); err != nil || slices.ContainsFunc(warnings, func(w string) bool { return strings.Contains(w, "VPN") }) {
@@ -184,13 +184,22 @@ func TestRevokedVPNCAHasItsCertificatesReplaced(t *testing.T) {
 	if !a.VPNReplaceBefore().Equal(c.now) {
 		t.Errorf("replaced is what is older than %s", a.VPNReplaceBefore())
 	}
-	if verifies(leaf(t, before), a.VPNClients(), c.now) || len(a.VPNTrust()) != 1 {
+	if verifies(leaf(t, before), a.VPNClients(), c.now) || len(anchors(t, a)) != 1 {
 		t.Error("gateways are told to trust the stolen CA")
 	}
 	after, err := a.IssueVPN(device, publicKey(t), VPNProfile{})
 	if err != nil || !verifies(leaf(t, after), a.VPNClients(), c.now) {
 		t.Errorf("the successor: %v", err)
 	}
+}
+
+func anchors(t *testing.T, a *Authority) [][]byte {
+	t.Helper()
+	list, err := a.VPNTrust()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
 }
 
 // A gateway's bundle says whose VPN clients it is to let in; nobody else's does.
@@ -211,8 +220,38 @@ func TestGatewaysGetTheVPNCA(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := mtls.ReadCertificates(filepath.Join(gate, "vpn-ca.crt"))
-	if err != nil || len(got) != 2 || !got[0].Equal(a.issuers["vpn-ca"].cert) {
-		t.Errorf("gate trusts %d VPN CAs, the current and the next are needed: %v", len(got), err)
+	if err != nil || len(got) != 2 {
+		t.Fatalf("gate trusts %d VPN CAs, the current and the next are needed: %v", len(got), err)
+	}
+	// All that a VPN server knows, and all that a client may bring along.
+	roots, brought := x509.NewCertPool(), x509.NewCertPool()
+	for _, anchor := range got {
+		roots.AddCert(anchor)
+		if anchor.CheckSignatureFrom(anchor) != nil || !anchor.MaxPathLenZero {
+			t.Errorf("%s is not an anchor", anchor.Subject)
+		}
+	}
+	brought.AppendCertsFromPEM(pemOf(t, dir))
+	accepts := func(cert *Certificate, err error) bool {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = leaf(t, cert).Verify(x509.VerifyOptions{Roots: roots, Intermediates: brought, CurrentTime: c.now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+		return err == nil
+	}
+	if !accepts(a.IssueVPN(device, publicKey(t), VPNProfile{})) {
+		t.Error("a VPN server refuses VPN clients")
+	}
+	if accepts(a.IssueDevice(device, publicKey(t), 0)) {
+		t.Error("a VPN server takes the device's own certificate")
+	}
+	if err := (Rotation{Dir: dir, Now: c.Now}).Switch("vpn", true); err != nil {
+		t.Fatal(err)
+	}
+	follow(t, a)
+	if !accepts(a.IssueVPN(device, publicKey(t), VPNProfile{})) {
+		t.Error("the next CA is not known when it issues")
 	}
 	if err := a.WriteOperator(operator, "anna"); err != nil {
 		t.Fatal(err)
