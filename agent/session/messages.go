@@ -29,6 +29,11 @@ func (s *stream) handle(m *agentv1.ConnectResponse) error {
 		return s.stored(m.Acknowledgement)
 	case *agentv1.ConnectResponse_Collect:
 		s.readings.requestAll()
+		if nonce := m.Collect.GetQuoteNonce(); len(nonce) > 0 {
+			return s.quote(nonce)
+		}
+	case *agentv1.ConnectResponse_PresenceCheck:
+		return s.present(m.PresenceCheck)
 	case *agentv1.ConnectResponse_Pace:
 		s.pace(m.Pace.GetReportInterval())
 	case *agentv1.ConnectResponse_Result:
@@ -67,6 +72,10 @@ func (s *stream) welcomed(w *agentv1.Welcome) (err error) {
 	s.renew = time.After(s.untilRenewal(w))
 	s.Board.Connection(status.Online)
 	s.Log.Info("connected to the collector", "collector_version", w.GetCollectorVersion())
+	if nonce := w.GetQuoteNonce(); len(nonce) > 0 {
+		s.quoting = time.After(quoteFirst)
+		return s.quote(nonce)
+	}
 	return s.report()
 }
 
@@ -127,33 +136,48 @@ func (s *stream) untilRenewal(w *agentv1.Welcome) time.Duration {
 }
 
 // requestRenewal asks for a new certificate. What prevents it on this side, such
-// as a full disk, may pass: it is tried again, and the stream goes on.
-func (s *stream) requestRenewal() (err error) {
-	s.renewal, err = s.State.Renew(s.id)
-	if errors.Is(err, identity.ErrReplaced) {
-		return errRenewed
-	}
-	if err != nil {
-		s.Log.Error("certificate is not renewed", "error", err)
-		s.renew = time.After(renewalRetry)
-		return nil
-	}
-	return s.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Renewal{Renewal: s.renewal.Request()}})
+// as a full disk or a TPM that does not answer, may pass: it is tried again, and
+// the stream goes on.
+func (s *stream) requestRenewal() error {
+	s.beside(func() func() error {
+		renewal, err := s.State.Renew(s.id)
+		return func() error {
+			if errors.Is(err, identity.ErrReplaced) {
+				return errRenewed
+			}
+			if err != nil {
+				s.Log.Error("certificate is not renewed", "error", err)
+				s.renew = time.After(renewalRetry)
+				return nil
+			}
+			s.renewal = renewal
+			return s.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Renewal{Renewal: renewal.Request()}})
+		}
+	})
+	return nil
 }
 
 func (s *stream) proveRenewal(c *agentv1.RenewalChallenge) error {
-	if s.renewal == nil {
+	if s.renewal == nil || s.proving {
 		return errors.New("collector challenges a renewal that was not asked for")
 	}
 	exporter, err := mtls.Exporter(s.rpc.Context())
 	if err != nil {
 		return fmt.Errorf("renewing certificate: %w", err)
 	}
-	proof, err := s.renewal.Prove(c, exporter)
-	if err != nil {
-		return fmt.Errorf("renewing certificate: %w", err)
-	}
-	return s.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_RenewalProof{RenewalProof: proof}})
+	s.proving = true
+	renewal := s.renewal
+	s.beside(func() func() error {
+		proof, err := renewal.Prove(c, exporter)
+		return func() error {
+			s.proving = false
+			if err != nil {
+				return fmt.Errorf("renewing certificate: %w", err)
+			}
+			return s.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_RenewalProof{RenewalProof: proof}})
+		}
+	})
+	return nil
 }
 
 // completeRenewal stores the new certificate and ends the stream: the next one

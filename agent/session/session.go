@@ -104,6 +104,10 @@ type agent struct {
 	catalogue *catalogueKeeper
 	// vpnKeeper is nil when the device key is not in a TPM.
 	vpnKeeper *vpnkey.Keeper
+	// slow are the works of a TPM that streams have given (beside), turn is taken
+	// by the one that runs.
+	slow sync.WaitGroup
+	turn chan struct{}
 	// network is told when links or routes may have changed.
 	network        chan struct{}
 	hurry          *rate.Limiter
@@ -184,6 +188,7 @@ func newAgent(o Options) *agent {
 		Options:  o,
 		readings: newReadings(o.Collector, o.Log),
 		network:  make(chan struct{}, 1),
+		turn:     make(chan struct{}, 1),
 		hurry:    rate.NewLimiter(rate.Every(hurryEvery), 2),
 		retry:    uplink.Retry(),
 		refused:  uplink.Refused(),
@@ -201,6 +206,7 @@ func newAgent(o Options) *agent {
 func (a *agent) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var parts sync.WaitGroup
+	defer a.slow.Wait()
 	defer parts.Wait()
 	defer cancel()
 	a.restoreCatalogue()

@@ -67,6 +67,10 @@ type stream struct {
 
 	renew   <-chan time.Time // nil until welcomed
 	renewal *identity.Renewal
+	proving bool // the answer is this side's to give
+
+	quoting <-chan time.Time // until when the first report waits for a quote; nil: it does not
+	worked  chan func() error
 	vpn     vpnKey
 	silence *time.Timer // ends the stream when an answer is overdue
 }
@@ -80,7 +84,7 @@ func (a *agent) newStream(id *identity.Identity) (*stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &stream{agent: a, id: id, conn: conn, began: time.Now(), interval: defaultInterval}, nil
+	return &stream{agent: a, id: id, conn: conn, began: time.Now(), interval: defaultInterval, worked: make(chan func() error)}, nil
 }
 
 // serve runs the stream until it ends, and says why.
@@ -125,6 +129,10 @@ func (s *stream) step(ctx context.Context, arrivals <-chan arrival) error {
 		return nil
 	case <-s.renew:
 		return s.requestRenewal()
+	case <-s.quoting:
+		return s.quoted()
+	case then := <-s.worked:
+		return then()
 	case <-s.vpn.due:
 		return s.askVPNKey()
 	}
@@ -142,7 +150,7 @@ func (s *stream) gone() bool {
 // Sending runs under the same timer: a collector that reads nothing is silent
 // too.
 func (s *stream) expectAnswer() {
-	if s.nonce == nil || s.awaited || s.renewal != nil {
+	if s.nonce == nil || s.awaited || s.renewal != nil && !s.proving {
 		s.silence.Reset(s.patience)
 	} else {
 		s.silence.Stop()
@@ -202,9 +210,10 @@ func (s *stream) send(m *agentv1.ConnectRequest) error {
 }
 
 // report sends what the collector does not hold yet. While a report is on its
-// way it does nothing: the acknowledgement calls it again.
+// way it does nothing: the acknowledgement calls it again. While the first waits
+// for a quote neither: quoted calls it.
 func (s *stream) report() error {
-	if s.nonce == nil || s.awaited {
+	if s.nonce == nil || s.awaited || s.quoting != nil {
 		return nil
 	}
 	now := s.readings.newest()
