@@ -105,7 +105,7 @@ func (s *Server) enrolment(a *applicant, c *candidacy, id string, cert *authorit
 	}
 	maps.Copy(e.Details, a.says())
 	if a.tpm != nil {
-		e.TPM = s.tpm(a, c, id)
+		e.TPM, e.KnownAttestationKey = s.tpm(a, c, id), c.ak == akSame
 		e.Key = deviceKey(a, c, e.TPM.Since)
 		e.Details["key_protection"] = "tpm"
 		e.Details["endorsed_by"] = e.Key.GetEndorsedBy()

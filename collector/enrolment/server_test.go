@@ -41,7 +41,12 @@ type office struct {
 
 func newOffice(t testing.TB, limits Limits) *office {
 	t.Helper()
-	h := newHouse(t)
+	return newHouse(t).open(t, limits, ServerOptions{})
+}
+
+// open opens the door of a house.
+func (h *house) open(t testing.TB, limits Limits, options ServerOptions) *office {
+	t.Helper()
 	a, err := authority.Create(filepath.Join(t.TempDir(), "pki"), authority.Options{
 		Addresses: []net.IP{net.IPv4(127, 0, 0, 1)}, Now: h.clock.Now,
 	})
@@ -53,7 +58,8 @@ func newOffice(t testing.TB, limits Limits) *office {
 		Check: func(c *x509.Certificate) error { return acceptsCertificate(h.Registry, c) },
 	})
 	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(config)), grpc.MaxRecvMsgSize(posture.MaxMessageBytes))
-	agentv1.RegisterEnrolmentServiceServer(server, NewServer(ServerOptions{Registry: h.Registry, Issuer: a, Limits: limits, Now: h.clock.Now}))
+	options.Registry, options.Issuer, options.Limits, options.Now = h.Registry, a, limits, h.clock.Now
+	agentv1.RegisterEnrolmentServiceServer(server, NewServer(options))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
