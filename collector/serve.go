@@ -394,6 +394,7 @@ func (p *Program) operatorServer(ctx context.Context) *grpc.Server {
 		Verifier:  p.verifier,
 		Audit:     p.store,
 		Attested:  p.tpms.Attestation,
+		Collector: p.intake,
 
 		Authorities:    p.authorities,
 		BootReferences: p.tpms,
