@@ -280,7 +280,12 @@ func (a applicant) prove(ctx context.Context, hello *agentv1.Hello, c *agentv1.C
 		return nil, err
 	}
 	if key, ok := a.Key.(*chip.Key); ok {
-		return a.chip.Answer(a.endorsement, a.ak, key, c, exporter, transcript)
+		proof, err := a.chip.Answer(a.endorsement, a.ak, key, c, exporter, transcript)
+		if err != nil {
+			return nil, err
+		}
+		proof.EventLog = sendable(proof.EventLog)
+		return proof, nil
 	}
 	sig, err := attest.Sign(a.Key, attest.EnrolDigest(c.GetNonce(), exporter, transcript))
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"pfoertner/internal/attest"
 	"pfoertner/internal/attest/chip"
+	"pfoertner/internal/posture"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
 )
 
@@ -147,8 +148,17 @@ func (id *Identity) Quote(nonce, exporter []byte) (*agentv1.Quote, error) {
 		return &agentv1.Quote{Nonce: nonce, Failure: failure(err)}, nil
 	}
 	return &agentv1.Quote{
-		Nonce: nonce, Message: q.Message, Signature: q.Signature, PcrValues: q.Values, EventLog: q.EventLog,
+		Nonce: nonce, Message: q.Message, Signature: q.Signature, PcrValues: q.Values, EventLog: sendable(q.EventLog),
 	}, nil
+}
+
+// sendable leaves out an event log that is longer than a message takes: a quote
+// without one is worth more than none.
+func sendable(log []byte) []byte {
+	if len(log) > posture.MaxEventLogBytes {
+		return nil
+	}
+	return log
 }
 
 // maxFailure is far below what a message may carry in a text.

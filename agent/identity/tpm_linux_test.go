@@ -22,6 +22,7 @@ import (
 	"pfoertner/agent/testcollector"
 	"pfoertner/internal/attest"
 	"pfoertner/internal/attest/chip"
+	"pfoertner/internal/posture"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
 )
 
@@ -529,6 +530,23 @@ func TestNonsenseInTheIdentityFileIsBroken(t *testing.T) {
 		}
 		if _, err := n.state.Enrol(t.Context(), d.tokenless()); !errors.Is(err, identity.ErrBroken) {
 			t.Errorf("%s: enrolling over it: %v", name, err)
+		}
+	}
+}
+
+// Logs are as long as the machine makes them; messages are not.
+func TestEventLogThatIsTooLongIsLeftOut(t *testing.T) {
+	for name, test := range map[string]struct {
+		bytes int
+		sent  bool
+	}{"as long as may be": {posture.MaxEventLogBytes, true}, "too long": {posture.MaxEventLogBytes + 1, false}} {
+		n := newHardware(t)
+		n.Log = bytes.Repeat([]byte{1}, test.bytes)
+		d := newDesk(t, n)
+		id := enrolled(t, n, d)
+		q, err := id.Quote(make([]byte, 32), make([]byte, 32))
+		if err != nil || len(q.GetMessage()) == 0 || len(q.GetEventLog()) > 0 != test.sent || posture.CheckLimits(q) != nil {
+			t.Errorf("%s: log of %d bytes, %v, %v", name, len(q.GetEventLog()), err, posture.CheckLimits(q))
 		}
 	}
 }

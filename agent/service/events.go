@@ -42,7 +42,7 @@ func Catalogue() []Event {
 		{14, "certificate is not renewed", "Das Zertifikat des Geräts wurde nicht erneuert. Der Dienst versucht es von selbst wieder.", "The device's certificate was not renewed. The service keeps trying by itself."},
 
 		{20, "agent cannot work", "Der Dienst kann zurzeit nicht arbeiten und versucht es von selbst wieder.", "The service cannot work at the moment and keeps trying by itself."},
-		{21, "identity of another machine set aside", "Schlüssel und Zertifikat stammen von einem anderen Gerät, zum Beispiel aus einem Abbild. Sie werden nicht benutzt. Das Gerät braucht eine eigene Aufnahme.", "Key and certificate are of another machine, for example from an image. They are not used. The device needs an enrolment of its own."},
+		{21, "identity of another machine set aside", "Schlüssel und Zertifikat gehören nicht zu diesem Gerät: Sie stammen von einem anderen, zum Beispiel aus einem Abbild, oder der Sicherheitschip (TPM) wurde zurückgesetzt oder getauscht. Sie werden nicht benutzt. Das Gerät braucht eine neue Aufnahme.", "Key and certificate are not of this device: they are of another one, for example from an image, or the TPM was cleared or replaced. They are not used. The device needs a new enrolment."},
 		{22, "files of unknown origin set aside", "Im Datenverzeichnis lagen Dateien, die nicht von der Verwaltung dieses Geräts stammen. Sie werden nicht benutzt.", "In the data directory there were files that do not come from this device's administration. They are not used."},
 
 		{30, "notice of refusal shown", "Der angemeldeten Person wurde mitgeteilt, dass der Zugang abgelehnt ist.", "The person signed in was told that access is refused."},
