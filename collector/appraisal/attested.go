@@ -2,6 +2,7 @@ package appraisal
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
@@ -116,13 +117,14 @@ func known(t posturev1.Ternary) bool {
 // hasAllKeys says whether the keys of Secure Boot are known, all four: what a
 // rule demands of every key must not hold because one is missing.
 func hasAllKeys(a *posturev1.Attestation) bool {
-	found := map[string]bool{}
-	for _, k := range a.GetKeys() {
-		if len(k.GetSha256()) > 0 {
-			found[k.GetName()] = true
+	for _, name := range [...]string{"PK", "KEK", "db", "dbx"} {
+		if !slices.ContainsFunc(a.GetKeys(), func(k *posturev1.BootKey) bool {
+			return k.GetName() == name && len(k.GetSha256()) > 0
+		}) {
+			return false
 		}
 	}
-	return found["PK"] && found["KEK"] && found["db"] && found["dbx"]
+	return true
 }
 
 // compareSecureBoot notes where the notebook and its TPM contradict each other.
@@ -162,6 +164,27 @@ func secureBootOn(a *posturev1.Attestation) (bool, error) {
 	}
 	why := textNotRead("attested", orElse(a.GetIncomplete(), whyNotInEventLog))
 	return false, cannotTell(why.GetDe(), why.GetEn())
+}
+
+// anyPCR says whether the value of any quoted PCR is known like this.
+func anyPCR(a *posturev1.Attestation, reference posturev1.PcrReference) bool {
+	return slices.ContainsFunc(a.GetPcrs(), func(p *posturev1.Pcr) bool { return p.GetReference() == reference })
+}
+
+// approved says whether all of these PCRs are quoted, with values that were
+// approved.
+func approved(a *posturev1.Attestation, pcrs []int64) (bool, error) {
+	for _, index := range pcrs {
+		if !slices.ContainsFunc(a.GetPcrs(), func(p *posturev1.Pcr) bool {
+			return int64(p.GetIndex()) == index && p.GetReference() == posturev1.PcrReference_PCR_REFERENCE_APPROVED
+		}) {
+			return false, nil
+		}
+	}
+	if len(pcrs) == 0 {
+		return false, cannotTell("Die Regel nennt keinen Messwert des Starts.", "The rule names no PCR.")
+	}
+	return true, nil
 }
 
 // hardwareBound is the finding that every result has: can the key of this

@@ -129,7 +129,7 @@ func parts() []part {
 		{"boot_loaders", func(a *posturev1.Attestation) { a.BootLoaders = nil },
 			[]string{"attested.boot_loaders.all(d, hex(d) != 'ab')", "attested.boot_loaders.size() < 9", "attested.boot_loaders_changed_at < now", "!has(attested.boot_loaders_changed_at)"}},
 		{"pcrs", func(a *posturev1.Attestation) { a.Pcrs = nil },
-			[]string{"attested.pcrs.all(p, p.reference != REJECTED)", "!attested.pcrs.exists(p, p.reference == REJECTED)", "attested.pcrs.filter(p, p.index == 0u).size() < 2"}},
+			[]string{"!attested.rejected()", "attested.approved()", "attested.approved([0, 2])", "attested.pcrs.all(p, p.reference != REJECTED)", "!attested.pcrs.exists(p, p.reference == REJECTED)", "attested.pcrs.filter(p, p.index == 0u).size() < 2"}},
 	}
 }
 
@@ -362,7 +362,9 @@ func TestAttestedValuesAreShown(t *testing.T) {
 	for expr, want := range map[string]string{
 		"attested.secure_boot == YES":                             "attested.secure_boot = YES",
 		"attested.secure_boot_on()":                               "attested.secure_boot = YES, attested.setup_mode = NO",
-		"attested.pcrs.size() > 20":                               "attested.pcrs[0] = PCR 0 approved, " + fmt.Sprintf("%x", sum("PCR 0")),
+		"attested.pcrs.size() > 20":                               "attested.pcrs = 0 approved, 2 approved, 4 learned, 7 approved, 11 learned",
+		"!attested.rejected()":                                    "attested.pcrs = 0 approved",
+		"attested.pcrs.all(p, p.index < 20u)":                     "attested.pcrs[2].index = 4",
 		"attested.keys.all(k, k.name != 'PK')":                    "attested.keys[0].name = PK",
 		"attested.keys.exists(k, hex(k.sha256) == '" + key + "')": "attested.keys[0].sha256 = " + key,
 		"attested.boot_loaders.size() == 1":                       "attested.boot_loaders = ",
@@ -524,6 +526,25 @@ func TestTheShippedPolicyAndTheTPM(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestValuesOfPCRsAreApprovedOneByOne(t *testing.T) {
+	for expr, want := range map[string]posturev1.Outcome{
+		"attested.approved([0])":           passes,
+		"attested.approved([0, 2, 7])":     passes,
+		"attested.approved([0, 2, 4])":     fails, // 4 is learned
+		"attested.approved([0, 9])":        fails, // 9 is not quoted
+		"attested.approved([-1])":          fails,
+		"attested.approved([4294967296])":  fails,
+		"attested.approved([])":            isUnknown,
+		"attested.approved()":              passes,
+		"attested.rejected()":              fails,
+		"!attested.approved([]) || 1 == 2": isUnknown,
+	} {
+		if f := findingOf(t, Appraise(inputOf(t, onePolicy(t, expr, "", ""), goodEvidence())), "the-rule"); f.GetOutcome() != want {
+			t.Errorf("%s: %v (%s), want %v", expr, f.GetOutcome(), f.GetReason().GetEn(), want)
+		}
+	}
 }
 
 // Who withholds the event log gains a month once, and nothing after having been

@@ -41,11 +41,21 @@ func explanations(t *testing.T) map[string]*fleetv1.Explanation {
 	old := device(Appraise(denied))
 	old.Outdated, old.Verdict, old.RefusedAt, old.Gateway = true, admit, ago(day), "gw-1"
 
+	software := withDevice(inputOf(t, p, goodEvidence()), func(d *fleetv1.Device) {
+		d.Key.Protection = fleetv1.KeyProtection_KEY_PROTECTION_SOFTWARE
+		d.Asset.SoftwareKey = &fleetv1.SoftwareKeyPermission{Until: ago(-30 * day)}
+	})
+	disagreeing := inputOf(t, p, goodEvidence())
+	disagreeing.Attested.SecureBoot = ternaryNo
+	disagreeing.Attested.Pcrs[3].Reference = posturev1.PcrReference_PCR_REFERENCE_LEARNED
+
 	return map[string]*fleetv1.Explanation{
-		"admitted": device(Appraise(inputOf(t, p, goodEvidence()))),
-		"denied":   live,
-		"warned":   warned,
-		"outdated": old,
+		"software-key":       device(Appraise(software)),
+		"tpm-says-otherwise": device(Appraise(disagreeing)),
+		"admitted":           device(Appraise(inputOf(t, p, goodEvidence()))),
+		"denied":             live,
+		"warned":             warned,
+		"outdated":           old,
 		"never-reported": {Device: activeDevice(), Verdict: quarantine,
 			Reason: local("Von diesem Dienst-Notebook liegt noch kein Nachweis vor.", "No evidence has arrived from this service notebook yet.")},
 		"not-ours": {Verdict: deny, Gateway: "gw-1", RefusedAt: timestamppb.New(noon), CertificateSha256: bytes.Repeat([]byte{0xab}, 32),

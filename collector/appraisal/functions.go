@@ -51,6 +51,16 @@ func numberOf(v ref.Val) int64                 { n, _ := v.(types.Int); return i
 func stringOf(v ref.Val) string                { s, _ := v.(types.String); return string(s) }
 func scopeOf(v ref.Val) posturev1.RoutingScope { return posturev1.RoutingScope(numberOf(v)) }
 
+// numbersOf reads a list of whole numbers.
+func numbersOf(v ref.Val) []int64 {
+	list, err := v.ConvertToNative(reflect.TypeFor[[]int64]())
+	numbers, _ := list.([]int64)
+	if err != nil {
+		return nil
+	}
+	return numbers
+}
+
 // textsOf reads a list of texts.
 func textsOf(v ref.Val) []string {
 	list, err := v.ConvertToNative(reflect.TypeFor[[]string]())
@@ -195,6 +205,16 @@ func functions(adapter types.Adapter) []cel.EnvOption {
 		})),
 
 		member("secure_boot_on", "attestation_secure_boot_on", sig(object(&posturev1.Attestation{})), cel.BoolType, of(secureBootOn, boolean)),
+		member("rejected", "attestation_rejected", sig(object(&posturev1.Attestation{})), cel.BoolType,
+			of(func(a *posturev1.Attestation) (bool, error) {
+				return anyPCR(a, posturev1.PcrReference_PCR_REFERENCE_REJECTED), nil
+			}, boolean)),
+		member("approved", "attestation_approved", sig(object(&posturev1.Attestation{})), cel.BoolType,
+			of(func(a *posturev1.Attestation) (bool, error) {
+				return anyPCR(a, posturev1.PcrReference_PCR_REFERENCE_APPROVED), nil
+			}, boolean)),
+		member("approved", "attestation_approved_pcrs", sig(object(&posturev1.Attestation{}), cel.ListType(cel.IntType)), cel.BoolType,
+			of2(approved, numbersOf, boolean)),
 		global("hex", "hex_bytes", sig(cel.BytesType), cel.StringType, cel.UnaryBinding(func(v ref.Val) ref.Val {
 			b, ok := v.(types.Bytes)
 			if !ok {

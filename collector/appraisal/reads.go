@@ -185,6 +185,9 @@ func (w *walker) call(c ast.CallExpr) string {
 		// It tells from either what it can, so neither has to be known.
 		w.attest("attested.secure_boot_on()", "attested.secure_boot", "attested.setup_mode")
 		return ""
+	case (c.FunctionName() == "approved" || c.FunctionName() == "rejected") && target == "attested":
+		w.attest("attested.pcrs", "attested.pcrs")
+		return ""
 	case c.FunctionName() == operators.Index:
 		return target + "[]"
 	case c.FunctionName() == "fixed" && target == "evidence.volumes":

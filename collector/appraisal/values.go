@@ -54,7 +54,7 @@ func newViewer(path string) (viewer, bool) {
 		if field == nil || field.IsMap() {
 			return v, false
 		}
-		s := step{field: field, entries: entries || field.IsList() && field.Message() != nil}
+		s := step{field: field, entries: entries || field.IsList() && field.Message() != nil && !inOneLine(field)}
 		if enum := field.Enum(); enum != nil {
 			s.words = map[protoreflect.EnumNumber]string{}
 			for i := range enum.Values().Len() {
@@ -128,7 +128,7 @@ func (s step) render(m protoreflect.Message) string {
 		list := v.List()
 		parts := make([]string, 0, min(list.Len(), maxValues))
 		for i := range min(list.Len(), maxValues) {
-			parts = append(parts, s.scalar(list.Get(i)))
+			parts = append(parts, s.entry(list.Get(i)))
 		}
 		return orElse(short(strings.Join(parts, ", ")), "none")
 	case s.field.Message() != nil && !m.Has(s.field):
@@ -159,6 +159,23 @@ func (s step) scalar(v protoreflect.Value) string {
 	return short(v.String())
 }
 
+// inOneLine says whether a list of messages is shown in one value.
+func inOneLine(field protoreflect.FieldDescriptor) bool {
+	return field.Message().FullName() == (&posturev1.Pcr{}).ProtoReflect().Descriptor().FullName()
+}
+
+func referenceWord(r posturev1.PcrReference) string {
+	switch r {
+	case posturev1.PcrReference_PCR_REFERENCE_LEARNED:
+		return "learned"
+	case posturev1.PcrReference_PCR_REFERENCE_APPROVED:
+		return "approved"
+	case posturev1.PcrReference_PCR_REFERENCE_REJECTED:
+		return "REJECTED"
+	}
+	return "new"
+}
+
 // updateSummary names an update; those of Windows have no versions.
 func updateSummary(u *posturev1.PendingUpdate) string {
 	if u.GetInstalledVersion() == "" && u.GetFixedVersion() == "" {
@@ -187,8 +204,7 @@ func summary(m proto.Message) string {
 	case *posturev1.VpnClient:
 		return short(m.GetProduct() + " " + m.GetVersion() + ", installed " + ternaryWord(m.GetInstalled()) + ", session alive " + ternaryWord(m.GetSessionAlive()))
 	case *posturev1.Pcr:
-		return "PCR " + strconv.Itoa(int(m.GetIndex())) + " " + strings.ToLower(strings.TrimPrefix(m.GetReference().String(), "PCR_REFERENCE_")) +
-			", " + short(hex.EncodeToString(m.GetSha256()))
+		return strconv.Itoa(int(m.GetIndex())) + " " + referenceWord(m.GetReference())
 	case *posturev1.BootKey:
 		return short(m.GetName() + " " + hex.EncodeToString(m.GetSha256()))
 	case *posturev1.Reading:
