@@ -20,6 +20,7 @@ import (
 	"pfoertner/agent/service"
 	"pfoertner/agent/session"
 	"pfoertner/agent/status"
+	"pfoertner/agent/tunnel"
 	"pfoertner/agent/uplink"
 	"pfoertner/agent/vpnkey"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
@@ -164,6 +165,13 @@ func (k *keeper) once(ctx context.Context) error {
 	searches := probe.NewUpdateSearches(c.searches())
 	watcher := probe.NewWatcher()
 	watcher.Follow(searches)
+	prover := tunnel.New(tunnel.Options{
+		Target: c.target(), State: state, Log: k.log,
+		Look: func(ctx context.Context) (probe.Addresses, error) {
+			return probe.ReadAddresses(ctx, probe.NewHost(), catalogue)
+		},
+	})
+	defer tunnel.Start(ctx, prover)() // it ends before the keys are closed
 	err = session.Run(ctx, session.Options{
 		Target: c.target(), State: state, Enrolment: c.enrolment,
 		Collector: probe.NewCollector(probe.NewHost(), probe.Probes(probe.Options{
@@ -172,8 +180,9 @@ func (k *keeper) once(ctx context.Context) error {
 			UpdateSearches: searches,
 			VPNCatalogue:   catalogue,
 		})),
-		Watcher: watcher, VPNCatalogue: catalogue,
-		Board: audience{board, bell}, Log: k.log,
+		Watcher: prover.Following(watcher), VPNCatalogue: catalogue,
+		TunnelProofWanted: prover.Wanted,
+		Board:             audience{board, bell, prover}, Log: k.log,
 	})
 	switch {
 	case errors.Is(err, identity.ErrOtherKind):
@@ -192,7 +201,17 @@ func (k *keeper) once(ctx context.Context) error {
 // audience are all who are told a result.
 type audience struct {
 	*status.Board
-	bell *notice.Bell
+	bell   *notice.Bell
+	prover *tunnel.Prover
+}
+
+// Connection implements session.Board. A collector that was away has forgotten
+// which tunnels were proven.
+func (a audience) Connection(c status.Connection) {
+	a.Board.Connection(c)
+	if c == status.Online {
+		a.prover.Wanted()
+	}
 }
 
 // Judged implements session.Board.

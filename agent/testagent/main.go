@@ -8,7 +8,8 @@
 //
 // With --tpm the device key is in a software TPM (swtpm), which a test runs
 // behind a Unix socket; its event log is the file "eventlog" in the tree.
-// Without it the key is in a file.
+// Without it the key is in a file. With --tunnel it proves the tunnels of the
+// machine it really runs on, to the collector as it is reached through them.
 //
 // An empty tree is filled with a compliant notebook. The second form changes it
 // under a running agent and prints when the change was in place (nanoseconds
@@ -25,6 +26,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -47,8 +49,8 @@ func main() {
 }
 
 type options struct {
-	tree, change, state, tpm, collector, serverName, ca, token string
-	evidence                                                   bool
+	tree, change, state, tpm, collector, tunnel, serverName, ca, token string
+	evidence                                                           bool
 }
 
 func run() error {
@@ -59,6 +61,7 @@ func run() error {
 	flag.StringVar(&o.state, "state", "", "state `directory`")
 	flag.StringVar(&o.tpm, "tpm", "", "`socket` of a software TPM for the device key")
 	flag.StringVar(&o.collector, "collector", "", "`host:port` of the collector")
+	flag.StringVar(&o.tunnel, "tunnel", "", "prove tunnels to the collector at this `host:port`")
 	flag.StringVar(&o.serverName, "server-name", "", "`name` in the collector's certificate")
 	flag.StringVar(&o.ca, "ca", "", "`file` with the collector's CA, or its SHA-256")
 	flag.StringVar(&o.token, "token", "", "one-time `token`; needed once")
@@ -79,6 +82,9 @@ func run() error {
 }
 
 func (o options) run(ctx context.Context) error {
+	// As the agent does, so that its memory can be measured here.
+	debug.SetGCPercent(40)
+	debug.SetMemoryLimit(24 << 20)
 	if _, err := os.Stat(filepath.Join(o.tree, answersFile)); errors.Is(err, fs.ErrNotExist) {
 		if err := applyChange(o.tree, "compliant", time.Now()); err != nil {
 			return err
@@ -103,12 +109,16 @@ func (o options) run(ctx context.Context) error {
 	}
 	defer state.Close()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	return session.Run(ctx, session.Options{
+	so := session.Options{
 		Target: o.target(), State: state,
 		Enrolment: func() (identity.Enrolment, error) { return o.enrolment(tree.FS()) },
 		Collector: collector, Watcher: treeWatcher{o.tree},
 		Board: status.NewBoard(filepath.Join(o.state, "status.json"), log), Log: log,
-	})
+	}
+	if o.tunnel != "" {
+		defer o.proveTunnels(ctx, &so)()
+	}
+	return session.Run(ctx, so)
 }
 
 // eventLog is what the machine of the tree says it measured; an error: it says

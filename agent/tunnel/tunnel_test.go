@@ -429,3 +429,38 @@ func TestAMachineThatCannotBeReadIsLookedAtAgain(t *testing.T) {
 	p.Changed()
 	c.quiet()
 }
+
+// told is a watcher of the machine that says what it is told to.
+type told [][]string
+
+func (w told) Watch(_ context.Context, notify func(...string)) error {
+	for _, sections := range w {
+		notify(sections...)
+	}
+	return nil
+}
+
+func TestItHearsOfChangedLinksBesideTheSession(t *testing.T) {
+	c, m := start(t), &machine{}
+	p := idle(c, m)
+	for name, happened := range map[string]struct {
+		sections []string
+		hears    bool
+	}{
+		"links": {[]string{"volumes", "vpn"}, true}, "everything": {nil, true}, "a disk": {[]string{"volumes"}, false},
+	} {
+		var passed [][]string
+		if err := p.Following(told{happened.sections}).Watch(t.Context(), func(s ...string) { passed = append(passed, s) }); err != nil {
+			t.Fatal(err)
+		}
+		heard := false
+		select {
+		case <-p.changed:
+			heard = true
+		default:
+		}
+		if heard != happened.hears || len(passed) != 1 || !slices.Equal(passed[0], happened.sections) {
+			t.Errorf("%s: heard %v, passed on %q", name, heard, passed)
+		}
+	}
+}
