@@ -29,14 +29,18 @@ type Enrolment struct {
 	Key *fleetv1.DeviceKey
 	// TPM is what is known of the TPM; nil for a software key.
 	TPM *attestation.Known
+	// KnownAttestationKey: the TPM has proven itself by the attestation key that
+	// was known of the device.
+	KnownAttestationKey bool
 	// Details are for the audit record.
 	Details map[string]string
 }
 
 // Enrol makes an asset an active device with this key and no other; one that
 // was enrolled before keeps its id. All of it is there after the commit, or
-// nothing. A key in a TPM ends the permission to have none, and with a new
-// attestation key the re-image window. The error wraps fs.ErrNotExist for an
+// nothing. A key in a TPM ends the permission to have none. A new attestation key
+// ends the re-image window and the VPN certificates that the one before vouched
+// for. The error wraps fs.ErrNotExist for an
 // unknown asset, ErrTransition when the asset does not, or not any more, allow
 // this enrolment.
 func (r *Registry) Enrol(ctx context.Context, e Enrolment) error {
@@ -63,25 +67,16 @@ func (r *Registry) Enrol(ctx context.Context, e Enrolment) error {
 		if bytes.Equal(d.GetPending().GetEndorsementKeySha256(), e.Key.GetEndorsementKeySha256()) {
 			d.Pending = nil
 		}
-		if newAttestationKey(old.GetKey(), e.Key) {
-			d.Asset.ReimageUntil = nil
-		}
 		if d.Asset.SoftwareKey != nil {
 			d.Asset.SoftwareKey = nil
 			records = append(records, record{"software_key.ended", map[string]string{"reason": "enrolled with a TPM"}})
 		}
 	}
-	if newAttestationKey(old.GetKey(), e.Key) {
+	if !e.KnownAttestationKey {
+		d.Asset.ReimageUntil = nil
 		forgetVPN(d)
 	}
 	return r.enrol(ctx, d, e, records)
-}
-
-// newAttestationKey says whether the TPM of before does not vouch for what
-// comes now: it has a new attestation key, is another one, or there is none.
-func newAttestationKey(before, now *fleetv1.DeviceKey) bool {
-	return !proto.Equal(before.GetAttestationKeySince(), now.GetAttestationKeySince()) ||
-		!bytes.Equal(before.GetEndorsementKeySha256(), now.GetEndorsementKeySha256())
 }
 
 // check finds what no caller may leave out.
