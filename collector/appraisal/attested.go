@@ -19,6 +19,10 @@ const (
 	whyNotInEventLog = "the event log does not show it"
 )
 
+// longList is from what length on a list of which something is missing may have
+// been cut: what a rule demands of all entries must not hold because of that.
+const longList = 64
+
 // inGerman translates the reasons above; others are shown as they are.
 func inGerman(reason string) string {
 	switch reason {
@@ -102,10 +106,11 @@ func (f *facts) readAttested() {
 	f.states[sourceStartSecureBoot] = part(secureBoot)
 	f.states[sourceStartSetupMode] = part(setupMode)
 	f.states[sourceStartKeys] = part(hasAllKeys(a))
-	f.states[sourceStartLoaders] = part(len(a.GetBootLoaders()) > 0)
+	uncut := a.GetIncomplete() == "" || len(a.GetBootLoaders()) < longList
+	f.states[sourceStartLoaders] = part(len(a.GetBootLoaders()) > 0 && uncut)
 	// An empty list of warnings is good news: it counts only where the PCR that
-	// they are measured into is confirmed.
-	f.states[sourceStartEvents] = part(secureBoot && setupMode)
+	// they are measured into is confirmed, and nothing was left out.
+	f.states[sourceStartEvents] = part(secureBoot && setupMode && a.GetIncomplete() == "")
 	f.states[sourcePcrs] = part(len(a.GetPcrs()) > 0)
 	f.compareSecureBoot()
 }

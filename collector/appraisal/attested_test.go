@@ -155,10 +155,11 @@ func TestAnAttestedUnknownNeverPasses(t *testing.T) {
 		}
 	}
 	add("attested.secure_boot_on()", "secure_boot", "setup_mode")
-	add("attested.warnings.size() == 0", "secure_boot", "setup_mode")
-	add("attested.authorities.all(a, a != 'x')", "secure_boot", "setup_mode")
-	add("attested == attested", "secure_boot", "setup_mode", "keys", "boot_loaders", "pcrs")
-	add("[attested].all(a, a.secure_boot != NO)", "secure_boot", "setup_mode", "keys", "boot_loaders", "pcrs")
+	everything := []string{"secure_boot", "setup_mode", "keys", "boot_loaders", "pcrs"}
+	add("attested.warnings.size() == 0", everything...)
+	add("attested.authorities.all(a, a != 'x')", everything...)
+	add("attested == attested", everything...)
+	add("[attested].all(a, a.secure_boot != NO)", everything...)
 	add("attested.tpm_firmware > 0u && attested.quoted_at < now && attested.valid_until > now && !attested.virtual && attested.incomplete != 'x'")
 	shippedNeeds := map[string][]string{
 		"tpm-attested": nil, "secure-boot-attested": {"secure_boot", "setup_mode"}, "boot-measured": {"pcrs"},
@@ -168,7 +169,9 @@ func TestAnAttestedUnknownNeverPasses(t *testing.T) {
 	in := inputOf(t, p, goodEvidence())
 	for mask := range 1 << len(all) {
 		a, unknown := goodAttestation(), []string{}
-		a.Incomplete = "PCR 7 is another than the log leads to"
+		if mask != 0 {
+			a.Incomplete = "PCR 7 is another than the log leads to"
+		}
 		for i, p := range all {
 			if mask&(1<<i) != 0 {
 				p.forget(a)
@@ -196,6 +199,33 @@ func TestAnAttestedUnknownNeverPasses(t *testing.T) {
 		res := Appraise(in)
 		for rule, needs := range shippedNeeds {
 			judge(rule, findingOf(t, res, rule), needs)
+		}
+	}
+}
+
+// Whoever rules a notebook can measure so much that what matters is cut off.
+func TestListsThatWereCutAreUnknown(t *testing.T) {
+	for name, tt := range map[string]struct {
+		expr   string
+		change func(*posturev1.Attestation)
+		want   posturev1.Outcome
+	}{
+		"64 boot loaders and more": {"attested.boot_loaders.all(d, hex(d) != 'ab')", func(a *posturev1.Attestation) {
+			a.BootLoaders, a.Incomplete = slices.Repeat(a.GetBootLoaders(), 32), "more than 64 boot loaders"
+		}, isUnknown},
+		"64 boot loaders": {"attested.boot_loaders.all(d, hex(d) != 'ab')", func(a *posturev1.Attestation) {
+			a.BootLoaders = slices.Repeat(a.GetBootLoaders(), 32)
+		}, passes},
+		"boot loaders beside something else that is missing": {"attested.boot_loaders.all(d, hex(d) != 'ab')", func(a *posturev1.Attestation) {
+			a.Incomplete = "PCR 7 is another than it leads to"
+		}, passes},
+		"warnings":    {"!attested.warnings.exists(w, w == 'UEFI Debug Mode')", func(a *posturev1.Attestation) { a.Incomplete = "more than 64 warnings" }, isUnknown},
+		"authorities": {"attested.authorities.all(a, a != 'evil')", func(a *posturev1.Attestation) { a.Incomplete = "more than 64 authorities" }, isUnknown},
+	} {
+		in := inputOf(t, onePolicy(t, tt.expr, "", ""), goodEvidence())
+		in.Attested = attesting(tt.change)
+		if f := findingOf(t, Appraise(in), "the-rule"); f.GetOutcome() != tt.want {
+			t.Errorf("%s: %v (%s)", name, f.GetOutcome(), f.GetReason().GetEn())
 		}
 	}
 }
