@@ -28,10 +28,13 @@ func newVPNKeeper(s *identity.State) *vpnkey.Keeper {
 	return vpnkey.New(filepath.Join(filepath.Dir(s.Path()), VPNDirectory), s)
 }
 
-// vpnKey is a stream's part in getting a VPN certificate.
+// vpnKey is a stream's part in getting a VPN certificate. All that the TPM does
+// for it is done beside the stream, in turn with quotes: the collector takes
+// statements of a TPM only in the order in which they were made.
 type vpnKey struct {
 	wanted  *agentv1.VpnKeyWanted // nil: the collector issues none
 	due     <-chan time.Time      // when to look whether to ask
+	busy    bool                  // looking or asking
 	attempt *vpnkey.Attempt       // waits for an answer
 }
 
@@ -47,56 +50,86 @@ func (s *stream) wantVPNKey(w *agentv1.VpnKeyWanted) error {
 // askVPNKey asks for a VPN certificate when one is due. What prevents it on this
 // side may pass: it is tried again, and the stream goes on.
 func (s *stream) askVPNKey() error {
-	if s.vpn.attempt != nil {
+	if s.vpn.busy {
 		return nil
 	}
-	due, err := s.vpnKeeper.Due(s.id.DeviceID, s.vpn.wanted)
-	if wait := time.Until(due); err == nil && wait > 0 {
-		s.vpn.due = time.After(wait)
-		return nil
-	}
-	if err == nil {
-		s.vpn.attempt, err = s.vpnKeeper.Begin(s.id.DeviceID)
-	}
-	if err != nil {
-		s.Log.Error("VPN certificate is not asked for", "error", err)
-		s.vpn.due = time.After(vpnRetry)
-		return nil
-	}
-	return s.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_VpnKey{VpnKey: s.vpn.attempt.Request()}})
+	s.vpn.busy = true
+	keeper, id, wanted := s.vpnKeeper, s.id.DeviceID, s.vpn.wanted
+	s.beside(func() func() error {
+		due, err := keeper.Due(id, wanted)
+		if wait := time.Until(due); err == nil && wait > 0 {
+			return func() error { return s.vpnKeyDone(wait) }
+		}
+		var attempt *vpnkey.Attempt
+		if err == nil {
+			attempt, err = keeper.Begin(id)
+		}
+		if err != nil {
+			return func() error {
+				s.Log.Error("VPN certificate is not asked for", "error", err)
+				return s.vpnKeyDone(vpnRetry)
+			}
+		}
+		return func() error {
+			s.vpn.attempt = attempt
+			return s.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_VpnKey{VpnKey: attempt.Request()}})
+		}
+	})
+	return nil
+}
+
+// vpnKeyDone looks again later.
+func (s *stream) vpnKeyDone(again time.Duration) error {
+	s.vpn.busy, s.vpn.attempt, s.vpn.due = false, nil, time.After(again)
+	return nil
 }
 
 func (s *stream) proveVPNKey(c *agentv1.VpnKeyChallenge) error {
-	if s.vpn.attempt == nil {
+	attempt := s.vpn.attempt
+	if attempt == nil {
 		return errors.New("collector challenges a VPN key that it was not asked for")
 	}
 	exporter, err := mtls.Exporter(s.rpc.Context())
 	if err != nil {
 		return fmt.Errorf("proving VPN key: %w", err)
 	}
-	proof, err := s.vpn.attempt.Prove(s.id, c, exporter)
-	if err != nil {
-		s.Log.Error("VPN key is not proven", "error", err)
-		s.vpn.attempt, s.vpn.due = nil, time.After(vpnRetry)
-		return nil
-	}
-	return s.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_VpnKeyProof{VpnKeyProof: proof}})
+	s.beside(func() func() error {
+		proof, err := attempt.Prove(s.id, c, exporter)
+		if err != nil {
+			return func() error {
+				s.Log.Error("VPN key is not proven", "error", err)
+				return s.vpnKeyDone(vpnRetry)
+			}
+		}
+		return func() error {
+			return s.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_VpnKeyProof{VpnKeyProof: proof}})
+		}
+	})
+	return nil
 }
 
 // completeVPNKey puts the certificate in place. One that is refused, or cannot
 // be stored, is asked for again later.
 func (s *stream) completeVPNKey(m *agentv1.VpnCertificate) error {
-	if s.vpn.attempt == nil {
+	attempt := s.vpn.attempt
+	if attempt == nil {
 		return errors.New("collector issues a VPN certificate that it was not asked for")
 	}
-	sum, err := s.vpn.attempt.Complete(m)
 	s.vpn.attempt = nil
-	if err != nil {
-		s.Log.Warn("no VPN certificate", "error", err)
-		s.vpn.due = time.After(vpnRetry)
-		return nil
-	}
-	s.Log.Info("VPN certificate in place", "certificate_sha256", hex.EncodeToString(sum))
-	s.vpn.wanted.CertificateSha256 = sum
-	return s.askVPNKey() // when the next one is due
+	s.beside(func() func() error {
+		sum, err := attempt.Complete(m)
+		if err != nil {
+			return func() error {
+				s.Log.Warn("no VPN certificate", "error", err)
+				return s.vpnKeyDone(vpnRetry)
+			}
+		}
+		return func() error {
+			s.Log.Info("VPN certificate in place", "certificate_sha256", hex.EncodeToString(sum))
+			s.vpn.wanted = &agentv1.VpnKeyWanted{RenewBefore: s.vpn.wanted.GetRenewBefore(), CertificateSha256: sum}
+			s.vpn.busy = false
+			return s.askVPNKey() // when the next one is due
+		}
+	})
+	return nil
 }
