@@ -35,7 +35,7 @@ func (c *client) endorsementList() *cobra.Command {
 				if c.json {
 					return c.printJSON(answer)
 				}
-				return c.printAuthorities(answer.GetAuthorities())
+				return c.printAuthorities(answer.GetAuthorities(), addedHow)
 			})
 		},
 	}
@@ -63,12 +63,12 @@ shows what would be added.`,
 				if c.json {
 					return c.printJSON(answer)
 				}
-				done := "added"
+				done, how := "added", "now"
 				if req.DryRun {
-					done = "would be added"
+					done, how = "would be added", "not yet"
 				}
 				fmt.Fprintf(c.progress, "%d %s\n", len(answer.GetAdded()), done)
-				return c.printAuthorities(answer.GetAdded())
+				return c.printAuthorities(answer.GetAdded(), func(*fleetv1.EndorsementAuthority) string { return how })
 			})
 		},
 	}
@@ -76,7 +76,18 @@ shows what would be added.`,
 	return cmd
 }
 
-func (c *client) printAuthorities(list []*fleetv1.EndorsementAuthority) error {
+// addedHow is how an authority came to be believed.
+func addedHow(a *fleetv1.EndorsementAuthority) string {
+	switch {
+	case a.GetAddedBy() != "":
+		return "by " + a.GetAddedBy()
+	case a.GetVirtual():
+		return "configured"
+	}
+	return "shipped"
+}
+
+func (c *client) printAuthorities(list []*fleetv1.EndorsementAuthority, added func(*fleetv1.EndorsementAuthority) string) error {
 	var rows [][]string
 	for _, a := range list {
 		kind := "intermediate"
@@ -86,15 +97,8 @@ func (c *client) printAuthorities(list []*fleetv1.EndorsementAuthority) error {
 		if a.GetVirtual() {
 			kind = "virtual " + kind
 		}
-		added := "shipped"
-		switch {
-		case a.GetAddedBy() != "":
-			added = "by " + a.GetAddedBy()
-		case a.GetVirtual():
-			added = "configured"
-		}
 		rows = append(rows, []string{
-			dash(a.GetManufacturer()), kind, a.GetExpiresAt().AsTime().Format(time.DateOnly), added, fmt.Sprintf("%.8x", a.GetSha256()), a.GetSubject(),
+			dash(a.GetManufacturer()), kind, a.GetExpiresAt().AsTime().Format(time.DateOnly), added(a), fmt.Sprintf("%.8x", a.GetSha256()), a.GetSubject(),
 		})
 	}
 	return c.table("MAKER KIND EXPIRES ADDED SHA-256 SUBJECT", rows)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"slices"
@@ -50,7 +51,7 @@ func marks(d *fleetv1.Device) string {
 	if d.GetKey().GetVirtual() {
 		list = append(list, "virtual TPM")
 	}
-	if d.GetAttested().GetReading().GetState() == posturev1.ReadingState_READING_STATE_FAILED {
+	if d.GetAsset().GetState() == fleetv1.AssetState_ASSET_STATE_ACTIVE && d.GetAttested().GetReading().GetState() == posturev1.ReadingState_READING_STATE_FAILED {
 		list = append(list, "not attested")
 	}
 	return dash(strings.Join(list, ", "))
@@ -66,6 +67,7 @@ func (i identity) about(d *fleetv1.Device) []fact {
 		facts = append(facts, fact{i.word("TPM bekannt seit", "TPM known since"), i.when(since)})
 	}
 	a := d.GetAsset()
+	facts = append(facts, i.endorsementKeys(a)...)
 	if a.GetReimageUntil() != nil {
 		facts = append(facts, fact{i.word("Neueinrichtung", "re-imaging"),
 			fmt.Sprintf(i.word("bis %s ohne Token, nur mit dem eigenen TPM", "until %s without a token, only with its own TPM"), i.when(a.GetReimageUntil()))})
@@ -73,6 +75,25 @@ func (i identity) about(d *fleetv1.Device) []fact {
 	facts = append(facts, i.alarm(a)...)
 	facts = append(facts, i.pending(d)...)
 	return append(facts, i.vpnCertificates(d)...)
+}
+
+// endorsementKeys are the TPMs that are, or were, the asset's.
+func (i identity) endorsementKeys(a *fleetv1.Asset) []fact {
+	has := func(list [][]byte, sum []byte) bool {
+		return slices.ContainsFunc(list, func(b []byte) bool { return bytes.Equal(b, sum) })
+	}
+	var facts []fact
+	for _, sum := range a.GetEndorsementKeysSha256() {
+		why := i.word("von der Lieferliste", "on the delivery list")
+		switch {
+		case has(a.GetBlockedEndorsementKeysSha256(), sum):
+			why = i.word("abgewiesen", "refused")
+		case has(a.GetApprovedEndorsementKeysSha256(), sum):
+			why = i.word("freigegeben von zwei Personen", "approved by two operators")
+		}
+		facts = append(facts, fact{i.word("TPM im Inventar", "TPM on record"), fmt.Sprintf("%x, %s", sum, why)})
+	}
+	return facts
 }
 
 // key says where the device key is, or has to be.
@@ -199,7 +220,7 @@ func (i identity) vpnCertificates(d *fleetv1.Device) []fact {
 
 // attested is what the TPM vouches for.
 func (i identity) attested(a *posturev1.Attestation) []fact {
-	quote := i.word("Quote", "quote")
+	quote := i.word("Bestätigung", "quote")
 	switch a.GetReading().GetState() {
 	case posturev1.ReadingState_READING_STATE_OBSERVED:
 	case posturev1.ReadingState_READING_STATE_NOT_APPLICABLE:
@@ -211,7 +232,7 @@ func (i identity) attested(a *posturev1.Attestation) []fact {
 	}
 	made := fmt.Sprintf(i.word("%s, gültig bis %s", "%s, valid until %s"), i.when(a.GetQuotedAt()), i.when(a.GetValidUntil()))
 	if a.GetVirtual() {
-		made += i.word(", von einem virtuellen TPM", ", of a virtual TPM")
+		made += i.word(", durch ein virtuelles TPM", ", of a virtual TPM")
 	}
 	facts := []fact{{quote, made}, {"Secure Boot", i.secureBoot(a.GetSecureBoot(), a.GetSetupMode())}}
 	if len(a.GetKeys()) > 0 {
@@ -347,7 +368,7 @@ func identityOf(e *fleetv1.Explanation, lang string) string {
 	if d.GetId() == "" {
 		return said
 	}
-	return said + lines(i.word("Vom TPM bezeugt (alles andere meldet das Notebook selbst)", "The TPM vouches for (everything else the notebook reports itself)"), i.attested(d.GetAttested()))
+	return said + lines(i.word("Vom Sicherheitschip (TPM) bestätigt", "The security chip (TPM) vouches for"), i.attested(d.GetAttested()))
 }
 
 // moment is a time as texts for people write it.

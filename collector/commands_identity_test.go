@@ -81,6 +81,9 @@ func bench() []*fleetv1.Explanation {
 
 	cloned := notebook("NB-5-cloned", suspended)
 	cloned.Key = software.Key
+	cloned.Asset.EndorsementKeysSha256 = [][]byte{sum('c'), sum('d'), sum('e')}
+	cloned.Asset.ApprovedEndorsementKeysSha256 = [][]byte{sum('d'), sum('e')}
+	cloned.Asset.BlockedEndorsementKeysSha256 = [][]byte{sum('e'), sum('f')}
 	cloned.Asset.Alarm = &fleetv1.Alarm{Kind: "cloned", Detail: "two live streams answered", At: on(21)}
 
 	allowed := notebook("NB-6-allowed", expected)

@@ -27,7 +27,8 @@ func (c *client) inventory() *cobra.Command {
 		Long: `Take assets over from a CSV file: all or nothing.
 
 Columns, in any order: asset_number, vendor, model, serial, unit, groups,
-key_protection, vpn_certificate_sha256. --dry-run shows what would change.`,
+key_protection, vpn_certificate_sha256, endorsement_key_sha256 (as
+"pfoertner-agent id --csv" prints it). --dry-run shows what would change.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			csv, err := os.ReadFile(args[0])

@@ -212,7 +212,8 @@ func (c *client) printProposed(p *fleetv1.Proposal) {
 func orderLine(p *fleetv1.Proposal) string {
 	switch a := p.GetOrder().GetAction().(type) {
 	case *fleetv1.Order_Approve:
-		return fmt.Sprintf("approve %s --fingerprint %s", p.GetAssetNumber(), a.Approve.GetFingerprint())
+		// The second operator is to compare it, not to copy it from here.
+		return fmt.Sprintf("approve %s --fingerprint …", p.GetAssetNumber())
 	case *fleetv1.Order_Reject:
 		return "reject " + p.GetAssetNumber()
 	case *fleetv1.Order_Suspend:

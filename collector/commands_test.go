@@ -26,6 +26,7 @@ type terminal struct {
 	t         *testing.T
 	collector string
 	operator  string // directory of the certificate
+	who       string // stands before the prompt, where there are several operators
 	dir       string // for files
 	screen    bytes.Buffer
 }
@@ -39,6 +40,15 @@ func (h *house) terminal(t *testing.T) *terminal {
 	return s
 }
 
+// as lets another operator sit down at the terminal.
+func (h *house) as(s *terminal, name string) {
+	s.t.Helper()
+	s.who, s.operator = name, s.t.TempDir()
+	if err := h.keys.WriteOperator(s.operator, name); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // run runs a command. What does not go to standard output is marked: "·" is
 // progress and remarks, "!" is why it failed.
 func (s *terminal) run(args ...string) {
@@ -47,7 +57,7 @@ func (s *terminal) run(args ...string) {
 	root := newRoot(&out, &progress)
 	root.SetArgs(append([]string{"--collector", s.collector, "--operator", s.operator}, args...))
 	err := root.ExecuteContext(s.t.Context())
-	fmt.Fprint(&s.screen, "$ pfoertner-collector")
+	fmt.Fprint(&s.screen, s.who+"$ pfoertner-collector")
 	for _, a := range args {
 		if strings.ContainsAny(a, " ") {
 			a = "'" + a + "'"
@@ -91,6 +101,8 @@ var masks = []struct {
 	{regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`), "YYYY-MM-DDThh:mm:ssZ"},
 	{regexp.MustCompile(`\d\d\.\d\d\.\d{4}, \d\d:\d\d Uhr`), "TT.MM.JJJJ, hh:mm Uhr"},
 	{regexp.MustCompile(`\d+ \p{L}+ \d{4}, \d\d:\d\d [A-Z0-9+-]+`), "D Month YYYY, hh:mm ZONE"},
+	{regexp.MustCompile(`bis zum \d\d\.\d\d\.\d{4} erlaubt`), "bis zum TT.MM.JJJJ erlaubt"},
+	{regexp.MustCompile(`permitted until \d+ \p{L}+ \d{4}\.`), "permitted until D Month YYYY."},
 	{regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`), "00000000-0000-0000-0000-000000000000"},
 	{regexp.MustCompile(`PFT(-[A-Z2-7]{4}){8}`), "PFT-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX"},
 	{regexp.MustCompile(`\b[0-9A-Z]{4}(-[0-9A-Z]{4}){5}\b`), "XXXX-XXXX-XXXX-XXXX-XXXX-XXXX"},
