@@ -31,7 +31,11 @@ func deviceOf(i int) *fleetv1.Device {
 			AssetNumber: number, Vendor: "Lenovo", Model: "ThinkPad T14 Gen 5", Serial: fmt.Sprintf("PF%06d", i), Unit: "inneres/it",
 			State: fleetv1.AssetState_ASSET_STATE_ACTIVE, KeyProtection: fleetv1.KeyProtection_KEY_PROTECTION_SOFTWARE,
 			VpnCertificatesSha256: [][]byte{vpn[:]},
+			SoftwareKey: &fleetv1.SoftwareKeyPermission{
+				Reason: "test", AllowedBy: []string{"anna", "bert"}, Until: timestamppb.New(time.Now().AddDate(0, 6, 0)),
+			},
 		},
+		Key: &fleetv1.DeviceKey{Protection: fleetv1.KeyProtection_KEY_PROTECTION_SOFTWARE},
 	}
 }
 

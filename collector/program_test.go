@@ -128,13 +128,13 @@ type notebook struct {
 // enrol takes notebooks into the inventory and enrols each over the wire.
 func (h *house) enrol(t testing.TB, count int) []*notebook {
 	t.Helper()
-	csv := "asset_number;unit;key_protection;vpn_certificate_sha256\n"
+	csv := "asset_number;unit;vpn_certificate_sha256\n"
 	books := make([]*notebook, count)
 	for i := range books {
 		asset := fmt.Sprintf("NB-%05d", i)
 		vpn := sha256.Sum256([]byte(asset))
 		books[i] = &notebook{asset: asset, vpn: vpn[:]}
-		csv += fmt.Sprintf("%s;inneres/it;software;%x\n", asset, vpn)
+		csv += fmt.Sprintf("%s;inneres/it;%x\n", asset, vpn)
 	}
 	answer, err := h.registry.Import(t.Context(), "anna", []byte(csv))
 	if err != nil || len(answer.GetErrors()) > 0 {
@@ -142,6 +142,7 @@ func (h *house) enrol(t testing.TB, count int) []*notebook {
 	}
 	stranger := agentv1.NewEnrolmentServiceClient(h.dial(t, h.agents, nil))
 	for _, b := range books {
+		h.allowSoftwareKey(t, b.asset)
 		token, _, err := h.registry.CreateToken(t.Context(), "anna", b.asset, time.Hour)
 		if err != nil {
 			t.Fatal(err)
@@ -149,6 +150,19 @@ func (h *house) enrol(t testing.TB, count int) []*notebook {
 		h.enrolOne(t, stranger, b, token)
 	}
 	return books
+}
+
+// allowSoftwareKey lets two operators allow an asset a key that is not in a TPM.
+func (h *house) allowSoftwareKey(t testing.TB, asset string) {
+	t.Helper()
+	order := &fleetv1.Order{Device: asset, Reason: "test", Action: &fleetv1.Order_AllowSoftwareKey{
+		AllowSoftwareKey: &fleetv1.AllowSoftwareKey{Until: timestamppb.New(time.Now().AddDate(0, 6, 0))},
+	}}
+	for _, operator := range []string{"anna", "bert"} {
+		if _, err := h.registry.GiveOrder(t.Context(), operator, order); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func (h *house) enrolOne(t testing.TB, service agentv1.EnrolmentServiceClient, b *notebook, token string) {
