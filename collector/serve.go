@@ -195,6 +195,7 @@ func (p *Program) openDesk(ctx context.Context) error {
 		Metrics:     admission.NewMetrics(p.metrics),
 		Log:         p.log.With("room", "admission"),
 	})
+	p.desk.OnProofWanted(func(id string) { p.intake.WantTunnelProof(id) })
 	p.desk.SetTunnelPolicy(func(gateway string) (time.Duration, bool) { return p.verifier.Policy().TunnelProof(gateway) })
 	p.registry.OnChange(p.desk.SetDevice)
 	for _, d := range p.registry.All() {
