@@ -54,11 +54,13 @@ func administer(t testing.TB) *administration {
 		t.Fatal(err)
 	}
 	ad.office = h.open(t, unlimited, ServerOptions{
-		Book: ad.book, Endorsements: func() *endorsement.Bundle { return ad.bundle },
+		Book: ad.book, Endorsements: ad.believed,
 		LastSeen: func(id string) time.Time { return ad.seen[id] },
 	})
 	return ad
 }
+
+func (ad *administration) believed() *endorsement.Bundle { return ad.bundle }
 
 // believe lets the collector believe the maker, once it has made a TPM.
 func (ad *administration) believe(t testing.TB) {
@@ -128,16 +130,6 @@ func (n *notebook) reimage(t testing.TB) {
 	}
 	n.tpm.Clear(t)
 	n.install(t)
-}
-
-func must[T any](v T, err error) func(testing.TB) T {
-	return func(t testing.TB) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
 }
 
 // endorsement is how the inventory lists the notebook's endorsement key.

@@ -6,9 +6,12 @@ import (
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,7 +27,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"pfoertner/collector/attestation"
 	"pfoertner/collector/authority"
+	"pfoertner/collector/endorsement"
 	"pfoertner/internal/attest"
 	"pfoertner/internal/mtls"
 	"pfoertner/internal/posture"
@@ -564,6 +569,32 @@ func (s *silentStream) Recv() (*agentv1.EnrolRequest, error) {
 	return nil, s.ctx.Err()
 }
 
+// A challenge is valid for 60 s.
+func TestChallengeThatIsNotAnsweredEnds(t *testing.T) {
+	o := newOffice(t, Limits{})
+	over, hello := o.overTLS(t), must(proto.Marshal(helloMessage(newAttempt(t, "x", "").hello)))(t)
+	synctest.Test(t, func(t *testing.T) {
+		ctx, end := context.WithCancel(over)
+		defer end()
+		began := time.Now()
+		err := NewServer(ServerOptions{}).Enrol(&muteStream{rawStream{ctx: ctx, messages: [][]byte{hello}}})
+		if status.Code(err) != codes.DeadlineExceeded || time.Since(began) != time.Minute {
+			t.Errorf("after %s: %v", time.Since(began), err)
+		}
+	})
+}
+
+// muteStream says its messages, and nothing more.
+type muteStream struct{ rawStream }
+
+func (s *muteStream) Recv() (*agentv1.EnrolRequest, error) {
+	if len(s.messages) > 0 {
+		return s.rawStream.Recv()
+	}
+	<-s.ctx.Done()
+	return nil, s.ctx.Err()
+}
+
 // FuzzEnrol feeds what a stranger sends, byte by byte, to the handler.
 func FuzzEnrol(f *testing.F) {
 	o := newOffice(f, Limits{})
@@ -590,8 +621,21 @@ func FuzzEnrol(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(hello, proof)
+	for _, name := range []string{"rsa", "ecc"} {
+		h, p := recorded(f, name)
+		whole := must(proto.Marshal(helloMessage(h)))(f)
+		f.Add(whole, must(proto.Marshal(&agentv1.EnrolRequest{Message: &agentv1.EnrolRequest_Proof{Proof: p}}))(f))
+		f.Add(whole, proof)
+	}
 	everything := Limits{Attempts: Rate{1e9, 1e9}, AttemptsPerPeer: Rate{1e9, 1e9}, RefusalsPerPeer: Rate{1e9, 1e9}, Open: 10}
-	server := NewServer(ServerOptions{Registry: o.Registry, Issuer: o.authority, Limits: everything, Now: o.clock.Now})
+	bundle, err := endorsement.Shipped()
+	if err != nil {
+		f.Fatal(err)
+	}
+	server := NewServer(ServerOptions{
+		Registry: o.Registry, Issuer: o.authority, Limits: everything, Now: o.clock.Now,
+		Book: noTPMs{}, Endorsements: func() *endorsement.Bundle { return bundle },
+	})
 	ctx := o.overTLS(f)
 	f.Fuzz(func(t *testing.T, one, two []byte) {
 		stream := &rawStream{ctx: ctx, messages: [][]byte{one, two}}
@@ -599,6 +643,38 @@ func FuzzEnrol(f *testing.F) {
 			t.Errorf("accepted: %v", err)
 		}
 	})
+}
+
+// noTPMs is a Book that knows of none.
+type noTPMs struct{}
+
+func (noTPMs) Known(string) (attestation.Known, bool)             { return attestation.Known{}, false }
+func (noTPMs) Follow(context.Context, string, attest.Clock) error { return attestation.ErrRefused }
+func (noTPMs) Put(attestation.Known)                              {}
+
+func must[T any](v T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+// recorded are hello and proof of an enrolment that was recorded with a TPM
+// (package chip).
+func recorded(t testing.TB, name string) (*agentv1.Hello, *agentv1.Proof) {
+	t.Helper()
+	var r struct{ Hello, Proof []byte }
+	if err := json.Unmarshal(must(os.ReadFile("../../internal/attest/testdata/enrolment-"+name+".json"))(t), &r); err != nil {
+		t.Fatal(err)
+	}
+	hello, proof := &agentv1.Hello{}, &agentv1.Proof{}
+	if err := errors.Join(proto.Unmarshal(r.Hello, hello), proto.Unmarshal(r.Proof, proof)); err != nil {
+		t.Fatal(err)
+	}
+	return hello, proof
 }
 
 // overTLS is a context as gRPC gives it to handlers of a TLS connection.
@@ -650,3 +726,35 @@ func (s *rawStream) SendHeader(metadata.MD) error { return nil }
 func (s *rawStream) SetTrailer(metadata.MD)       {}
 func (s *rawStream) SendMsg(any) error            { return nil }
 func (s *rawStream) RecvMsg(any) error            { return io.EOF }
+
+// FuzzReadHello tries what a stranger may claim of a TPM, past the protobuf: what
+// is read can be asked about, and no answer that was made up is one.
+func FuzzReadHello(f *testing.F) {
+	for _, name := range []string{"rsa", "ecc"} {
+		h, _ := recorded(f, name)
+		f.Add(h.GetCsr(), h.GetTpm().GetEkPublic(), h.GetTpm().GetAkPublic(), h.GetTpm().GetTlsKeyPublic(), h.GetTpm().GetEkCertificates()[0], "IFX")
+	}
+	bundle, err := endorsement.Shipped()
+	if err != nil {
+		f.Fatal(err)
+	}
+	s := NewServer(ServerOptions{Endorsements: func() *endorsement.Bundle { return bundle }})
+	f.Fuzz(func(t *testing.T, csr, ek, ak, key, certificate []byte, maker string) {
+		a, err := readHello(&agentv1.Hello{Csr: csr, Tpm: &agentv1.TpmIdentity{
+			EkPublic: ek, AkPublic: ak, TlsKeyPublic: key, EkCertificates: [][]byte{certificate}, Manufacturer: strings.ToValidUTF8(maker, ""),
+		}})
+		if err != nil {
+			return
+		}
+		challenge, judge, err := a.ask(make([]byte, 32))
+		if err != nil || len(challenge.GetCredentialBlob()) == 0 || len(a.ekSHA256) != 32 || a.fingerprint == "" {
+			t.Fatalf("read, and cannot be asked about: %v", err)
+		}
+		if judge(&agentv1.Proof{Activation: certificate}) == nil {
+			t.Error("a proof of nothing")
+		}
+		if v, _, doubts := s.vouch(a); v == genuine || doubts == nil {
+			t.Errorf("vouched for by %d, %v", v, doubts)
+		}
+	})
+}
