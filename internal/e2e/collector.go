@@ -118,9 +118,11 @@ func (c *Collector) run(t testing.TB, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(c.program, args...).Output()
 	if err != nil {
-		var exit *exec.ExitError
-		errors.As(err, &exit)
-		t.Fatalf("pfoertner-collector %v: %v\n%s%s", args, err, out, exit.Stderr)
+		var said []byte
+		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+			said = exit.Stderr
+		}
+		t.Fatalf("pfoertner-collector %v: %v\n%s%s", args, err, out, said)
 	}
 	return strings.TrimSpace(string(out))
 }

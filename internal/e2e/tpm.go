@@ -55,7 +55,8 @@ func NewTPMMaker(t testing.TB) *TPMMaker {
 
 // TPM is one TPM 2.0: a real swtpm with a state of its own.
 type TPM struct {
-	// Socket is where it takes commands.
+	// Socket is where it takes commands; beside it, with the ending .ctrl, is what
+	// TPM software stacks ask for too.
 	Socket string
 
 	state   string
@@ -83,17 +84,14 @@ func (m *TPMMaker) Make(t testing.TB, state string) {
 	}
 }
 
-// Copy makes a second TPM with the state of this one: what somebody can do who
-// runs the host of a virtual machine. Both are switched on afterwards.
+// Copy makes a second TPM with the state of this one, which is switched off:
+// what somebody can do who runs the host of a virtual machine.
 func (p *TPM) Copy(t testing.TB) *TPM {
 	t.Helper()
-	p.Off()
 	twin := &TPM{state: t.TempDir()}
 	if err := os.CopyFS(twin.state, os.DirFS(p.state)); err != nil {
 		t.Fatal(err)
 	}
-	p.On(t)
-	twin.On(t)
 	return twin
 }
 
@@ -121,9 +119,12 @@ func (p *TPM) Endorsement(t testing.TB) (fingerprint, sha256 string) {
 	return fingerprint, hex.EncodeToString(sum)
 }
 
-// On switches it on: it counts a reset.
+// On switches it on, if it is off: it counts a reset.
 func (p *TPM) On(t testing.TB) {
 	t.Helper()
+	if p.running != nil {
+		return
+	}
 	dir, err := os.MkdirTemp("", "tpm") // the path of a socket has to be short
 	if err != nil {
 		t.Fatal(err)
@@ -137,7 +138,7 @@ func (p *TPM) On(t testing.TB) {
 	}
 	_ = os.Remove(p.Socket)
 	p.running = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+p.state,
-		"--server", "type=unixio,path="+p.Socket, "--flags", "not-need-init,startup-clear")
+		"--server", "type=unixio,path="+p.Socket, "--ctrl", "type=unixio,path="+p.Socket+".ctrl", "--flags", "not-need-init,startup-clear")
 	p.running.Stdout, p.running.Stderr = &p.said, &p.said
 	if err := p.running.Start(); err != nil {
 		t.Fatal(err)

@@ -7,7 +7,6 @@
 package attacks_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -113,7 +112,8 @@ func (c *city) await(t *testing.T, asset, what string, is func(*fleetv1.Device) 
 	t.Helper()
 	var d *fleetv1.Device
 	if !e2e.EventuallyEvery(t, patience, soon, func() bool { d = c.device(t, asset); return is(d) }) {
-		t.Fatalf("%s is not %s: %v\n%s", asset, what, d, c.Output())
+		t.Fatalf("%s is not %s: online %t, key %v, pending %v, verdict %v, %v\n%s", asset, what,
+			d.GetOnline(), d.GetKey(), d.GetPending(), d.GetResult().GetVerdict(), d.GetAsset(), c.Operator(t, "events"))
 	}
 	return d
 }
@@ -131,23 +131,15 @@ func (c *city) awaitReport(t *testing.T, asset string, after time.Time) *fleetv1
 	})
 }
 
-// event is one audit record as operators see it.
-type event struct {
-	Kind    string            `json:"kind"`
-	Asset   string            `json:"asset_number"`
-	Details map[string]string `json:"details"`
-}
-
-// events are all of a kind.
-func (c *city) events(t *testing.T, kind string) (found []event) {
+// events are all audit records of a kind.
+func (c *city) events(t *testing.T, kind string) (found []*fleetv1.Event) {
 	t.Helper()
-	lines := json.NewDecoder(strings.NewReader(c.Operator(t, "events", "--json")))
-	for lines.More() {
-		var e event
-		if err := lines.Decode(&e); err != nil {
-			t.Fatal(err)
-		}
-		if e.Kind == kind {
+	all := &fleetv1.ListEventsResponse{}
+	if err := protojson.Unmarshal([]byte(c.Operator(t, "events", "--json")), all); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range all.GetEvents() {
+		if e.GetKind() == kind {
 			found = append(found, e)
 		}
 	}
@@ -156,12 +148,12 @@ func (c *city) events(t *testing.T, kind string) (found []event) {
 
 // awaitEvent waits for a record of this kind with this reason; an empty reason
 // is any.
-func (c *city) awaitEvent(t *testing.T, kind, reason string) event {
+func (c *city) awaitEvent(t *testing.T, kind, reason string) *fleetv1.Event {
 	t.Helper()
-	var found event
+	var found *fleetv1.Event
 	if !e2e.EventuallyEvery(t, patience, soon, func() bool {
 		for _, e := range c.events(t, kind) {
-			if reason == "" || e.Details["reason"] == reason {
+			if reason == "" || e.GetDetails()["reason"] == reason {
 				found = e
 				return true
 			}
@@ -197,14 +189,18 @@ func (c *city) newPC(t *testing.T, name string, maker *e2e.TPMMaker) *pc {
 	if maker != nil {
 		p.tpm = maker.NewTPM(t)
 		p.fingerprint, p.endorsementKey = p.tpm.Endorsement(t)
+		p.tpm.Off()
 	}
 	return p
 }
 
-// start starts its agent. What it has to say about not getting in is on its
-// output.
+// start switches it on, with its agent. What that has to say about not getting
+// in is on its output.
 func (p *pc) start(t *testing.T, token string) {
 	t.Helper()
+	if p.tpm != nil {
+		p.tpm.On(t)
+	}
 	p.agent = e2e.Start(t, p.name, exec.Command(program("testagent"), append(p.arguments(),
 		"--collector", p.city.Agents, "--ca", p.city.CAFile, "--token", token)...))
 }
@@ -217,11 +213,14 @@ func (p *pc) arguments() []string {
 	return args
 }
 
-// stop ends its agent, as a switch does.
+// stop switches it off.
 func (p *pc) stop() {
 	if p.agent != nil {
 		p.agent.Kill()
 		p.agent = nil
+	}
+	if p.tpm != nil {
+		p.tpm.Off()
 	}
 }
 
@@ -231,11 +230,8 @@ func (p *pc) copyDisk(t *testing.T, from *pc) {
 	if err := os.RemoveAll(p.state); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.CopyFS(p.state, os.DirFS(from.state)); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(p.state, 0o700); err != nil {
-		t.Fatal(err)
+	if out, err := exec.Command("cp", "-a", from.state, p.state).CombinedOutput(); err != nil {
+		t.Fatalf("copying the disk: %v\n%s", err, out)
 	}
 }
 

@@ -52,7 +52,7 @@ func TestCopiedStateDirectoryCannotConnect(t *testing.T) {
 
 	private.start(t, "")
 	private.says(t, "not enrolled yet")
-	if e := c.awaitEvent(t, "enrolment.refused", ""); e.Details["reason"] == "" {
+	if e := c.awaitEvent(t, "enrolment.refused", ""); e.GetDetails()["reason"] == "" {
 		t.Errorf("refused without a reason: %v", e)
 	}
 	d := c.device(t, asset)
@@ -158,12 +158,13 @@ func TestClearedTPMIsRefusedAndWorksWithinTheWindow(t *testing.T) {
 	c, notebook := delivered(t)
 	id := c.device(t, asset).GetId()
 	notebook.stop()
+	notebook.tpm.On(t)
 	notebook.tpm.Clear(t)
 
 	notebook.start(t, "")
 	c.awaitEvent(t, "enrolment.refused", "reimage")
 	notebook.stop()
-	c.Operator(t, "reimage-window", asset, "--for", "1h")
+	c.Operator(t, "reimage-window", asset, "--for", "1h", "--reason", "set up anew")
 	notebook.start(t, "")
 	d := c.awaitReport(t, asset, time.Now())
 	if d.GetId() != id {
