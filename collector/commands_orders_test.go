@@ -188,14 +188,35 @@ func TestBootValuesAreDecidedAtTheCommandLine(t *testing.T) {
 
 func TestOnlyWhoIsThereIsAskedToReport(t *testing.T) {
 	h := newHouse(t)
-	h.enrol(t, 1)
+	book := h.enrol(t, 1)[0]
 	h.importCSV(t, "asset_number;unit\nNB-1;inneres/it\n")
 	s := h.terminal(t)
 	s.run("collect", "NB-00000")
+	agent := book.connect(t)
+	agent.report(t, unencrypted(time.Now()))
+	done := make(chan error, 1)
+	go func() { done <- agent.reportWhenAsked(prepare(t, compliant(time.Now()))) }()
+	s.run("collect", "NB-00000")
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
 	s.run("collect", "NB-00000", "--quote")
 	s.run("collect", "NB-1")
 	s.run("collect", "NB-99")
 	s.shows("collect.txt")
+}
+
+// reportWhenAsked waits until the collector asks for a collection, and answers.
+func (r *reporter) reportWhenAsked(p prepared) error {
+	for {
+		message, err := r.stream.Recv()
+		if err != nil {
+			return err
+		}
+		if message.GetCollect() != nil {
+			return r.send(p)
+		}
+	}
 }
 
 // Two who write the same day give the same order, wherever their clocks are set.

@@ -124,6 +124,9 @@ func TestANotebookIsAskedToReportNow(t *testing.T) {
 		t.Errorf("got %v, want that the call was cancelled", err)
 	}
 	<-hungUp
+	h.notebook.answer = func(context.Context) error { return status.Error(codes.Unavailable, "gone") }
+	_, err = collect(t.Context(), assetNumber(1), false)
+	refused(t, err, codes.FailedPrecondition, "no longer connected")
 	h.notebook.answer = func(context.Context) error { return errors.New("the database is full") }
 	_, err = collect(t.Context(), assetNumber(1), false)
 	refused(t, err, codes.Internal, "the database is full")

@@ -39,8 +39,11 @@ func (s *fleetService) Collect(ctx context.Context, req *fleetv1.CollectRequest)
 	waiting, cancel := context.WithTimeout(ctx, collectPatience)
 	defer cancel()
 	if err := s.collector.CollectAndWait(waiting, dev.GetId(), req.GetQuote()); err != nil {
-		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		switch {
+		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
 			return nil, status.Errorf(codes.DeadlineExceeded, "%s has not answered within %s", asset, collectPatience)
+		case status.Code(err) == codes.Unavailable: // the notebook is, not we
+			return nil, unmet("%s is no longer connected: it reports when it is again", asset)
 		}
 		return nil, err
 	}

@@ -53,7 +53,7 @@ type fleetService struct {
 	reports  Reports
 	desk     Desk
 	presence Presence
-	// attested is what a device's TPM vouches for now; nil: nobody knows.
+	// attested is what a device's TPM vouches for now.
 	attested  func(deviceID string) *posturev1.Attestation
 	collector Collector
 	now       func() time.Time
@@ -115,9 +115,7 @@ func (s *fleetService) view(dev *fleetv1.Device, ev *posturev1.Evidence, res *po
 	if dev.GetId() == "" {
 		return v
 	}
-	if s.attested != nil {
-		v.Attested = s.attested(dev.GetId())
-	}
+	v.Attested = s.attested(dev.GetId())
 	online, seen, version := s.presence.Online(dev.GetId())
 	v.Online = online
 	if !seen.IsZero() {
