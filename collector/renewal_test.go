@@ -11,6 +11,7 @@ import (
 	"pfoertner/internal/attest"
 	"pfoertner/internal/mtls"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
+	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
 
 // renew gets a certificate for a new key.
@@ -70,22 +71,47 @@ func TestRenewalWithoutAnAnswerLocksNobodyOut(t *testing.T) {
 	h.reach(t, book)
 	stream := book.connect(t)
 	stream.report(t, compliant(time.Now()))
-	old := *book
 	key, issued := stream.renew(t)
 	h.present(t, book, key, issued.GetChain())
 	book.connect(t).report(t, compliant(time.Now()))
-
-	// From then on the old key is nobody's, also for a collector that restarts.
-	h.reach(t, &old)
-	if _, err := old.tryToConnect(t.Context()); status.Code(err) != codes.Unavailable {
-		t.Errorf("the old key after the new one was used: %v", err)
-	}
 	h.stop()
 	h.start(t)
-	h.reach(t, &old)
-	if _, err := old.tryToConnect(t.Context()); status.Code(err) != codes.Unavailable {
-		t.Errorf("the old key after a restart: %v", err)
-	}
 	h.reach(t, book)
 	book.connect(t).report(t, compliant(time.Now()))
+}
+
+// A software key that was replaced comes back: one of the two who have had it
+// is not our notebook, and nobody can say which. Also for a collector that has
+// restarted since.
+func TestReplacedSoftwareKeyThatComesBackSuspendsBoth(t *testing.T) {
+	h := newHouse(t)
+	book := h.enrol(t, 1)[0]
+	stolen := *book
+	key, issued := book.connect(t).renew(t)
+	h.present(t, book, key, issued.GetChain())
+	book.connect(t).report(t, compliant(time.Now()))
+	h.stop()
+	h.start(t)
+	h.reach(t, book)
+	live := book.connect(t)
+	live.report(t, compliant(time.Now()))
+
+	h.reach(t, &stolen)
+	if _, err := stolen.tryToConnect(t.Context()); err == nil {
+		t.Error("the replaced key was let in")
+	}
+	// The stream of the current key ends with the suspension.
+	for {
+		if _, err := live.stream.Recv(); err != nil {
+			break
+		}
+	}
+	d, _ := h.registry.Device(book.id)
+	if a := d.GetAsset(); a.GetState() != fleetv1.AssetState_ASSET_STATE_SUSPENDED || a.GetAlarm().GetKind() != "stale_key" {
+		t.Errorf("the asset is %v", a)
+	}
+	h.reach(t, book)
+	if _, err := book.tryToConnect(t.Context()); status.Code(err) != codes.Unavailable {
+		t.Errorf("the current key after the alarm: %v", err)
+	}
 }
