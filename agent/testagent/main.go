@@ -84,7 +84,7 @@ func run() error {
 func (o options) run(ctx context.Context) error {
 	// As the agent does, so that its memory can be measured here.
 	debug.SetGCPercent(40)
-	debug.SetMemoryLimit(24 << 20)
+	debug.SetMemoryLimit(8 << 20)
 	if _, err := os.Stat(filepath.Join(o.tree, answersFile)); errors.Is(err, fs.ErrNotExist) {
 		if err := applyChange(o.tree, "compliant", time.Now()); err != nil {
 			return err
