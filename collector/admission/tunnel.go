@@ -23,8 +23,7 @@ var (
 	// ErrNoSession: no gateway reports such a session now, under this address
 	// and only there.
 	ErrNoSession = errors.New("no live session has this tunnel address")
-	// ErrNotItsSession: the session's certificate is not one of the device's, or
-	// the device may not be here.
+	// ErrNotItsSession: the session's certificate is not one of the device's.
 	ErrNotItsSession = errors.New("the session is not this device's")
 )
 
@@ -348,7 +347,8 @@ func (d *Desk) Prove(gateway, sessionID, deviceID string, from netip.Addr) (chan
 		return false, ErrNoSession
 	}
 	st := d.standingOf(s.certificate)
-	if st.facts == nil || deviceID == "" || st.facts.DeviceID != deviceID || st.facts.State != fleetv1.AssetState_ASSET_STATE_ACTIVE {
+	// One whose asset is not active is being cut, and so not found.
+	if st.facts == nil || deviceID == "" || st.facts.DeviceID != deviceID {
 		return false, ErrNotItsSession
 	}
 	if s.tunnel.device == deviceID {
