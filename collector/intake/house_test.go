@@ -348,6 +348,12 @@ func (h *house) enrolled(t testing.TB, id string) *notebook {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return h.enrolledWith(t, id, key)
+}
+
+// enrolledWith makes a device known and active, with a certificate for a key.
+func (h *house) enrolledWith(t testing.TB, id string, key *ecdsa.PrivateKey) *notebook {
+	t.Helper()
 	cert, err := h.authority.IssueDevice(id, key.Public(), 0)
 	if err != nil {
 		t.Fatal(err)

@@ -68,13 +68,28 @@ func (n *notebook) renew() (renewed *notebook, issued *agentv1.Issued) {
 	n.t.Helper()
 	key, csr := freshKey(n.t)
 	n.askRenewal(csr)
-	nonce := n.receive().GetRenewalChallenge().GetNonce()
+	var nonce []byte
+	for nonce == nil {
+		nonce = n.receive().GetRenewalChallenge().GetNonce()
+	}
 	if len(nonce) != attest.NonceBytes {
 		n.t.Fatalf("nonce %x", nonce)
 	}
 	n.prove(key, attest.RenewDigest(nonce, n.exporter(), csr))
-	issued = n.receive().GetIssued()
+	for issued == nil {
+		issued = n.receive().GetIssued()
+	}
 	return &notebook{t: n.t, house: n.house, id: n.id, key: key, chain: issued.GetChain()}, issued
+}
+
+// lifetime is how long an issued certificate lives from now on.
+func lifetime(t testing.TB, issued *agentv1.Issued) time.Duration {
+	t.Helper()
+	cert, err := x509.ParseCertificate(issued.GetChain()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return time.Until(cert.NotAfter)
 }
 
 func TestRenewalOverTheStream(t *testing.T) {
