@@ -40,8 +40,6 @@ type VPNRegistry interface {
 	MayHaveVPN(deviceID string) error
 	// BindVPN binds one that was just issued, and returns after the commit.
 	BindVPN(ctx context.Context, deviceID string, c *fleetv1.VpnCertificate) error
-	// Alarm suspends a device.
-	Alarm(ctx context.Context, deviceID, kind, detail string) error
 }
 
 // VPNTPMs knows the devices' TPMs (attestation.Book).
@@ -83,7 +81,9 @@ type vpnKeys struct {
 	*VPN
 	deviceID string
 	// spki is the device key of the stream.
-	spki      []byte
+	spki []byte
+	// stated says what becomes of the stream when its TPM has stated something.
+	stated    func(ctx context.Context, err error) error
 	now       func() time.Time
 	log       *slog.Logger
 	asked     time.Time
@@ -194,16 +194,8 @@ func (v *vpnKeys) prove(ctx context.Context, p *agentv1.VpnKeyProof, exporter []
 		return nil, status.Errorf(codes.PermissionDenied, "VPN key: %v", err)
 	}
 	err := v.TPMs.Certified(ctx, v.deviceID, c.key, attest.PurposeVPN, c.nonce, exporter, p.GetCertify(), p.GetCertifySignature())
-	switch {
-	case errors.Is(err, attestation.ErrCloned):
-		if err := v.Registry.Alarm(ctx, v.deviceID, "cloned", err.Error()); err != nil {
-			v.log.ErrorContext(ctx, "alarm not raised", "device_id", v.deviceID, "error", err)
-		}
-		return nil, status.Error(codes.PermissionDenied, "the TPM contradicts what it stated before")
-	case errors.Is(err, attestation.ErrRefused):
-		return nil, status.Errorf(codes.PermissionDenied, "VPN key: %v", err)
-	case err != nil:
-		return nil, v.failed(ctx, err)
+	if err != nil {
+		return nil, v.stated(ctx, err)
 	}
 	return v.issue(ctx, c.key)
 }
@@ -247,7 +239,10 @@ func (v *vpnKeys) failed(ctx context.Context, err error) error {
 // vpn is the stream's part, made at its first use.
 func (st *session) vpn() *vpnKeys {
 	if st.vpnKeys == nil {
-		st.vpnKeys = &vpnKeys{VPN: st.service.VPN, deviceID: st.deviceID, spki: st.spki, now: st.service.Now, log: st.service.Log}
+		st.vpnKeys = &vpnKeys{
+			VPN: st.service.VPN, deviceID: st.deviceID, spki: st.spki,
+			stated: st.stated, now: st.service.Now, log: st.service.Log,
+		}
 	}
 	return st.vpnKeys
 }
