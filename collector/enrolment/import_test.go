@@ -130,6 +130,7 @@ func TestBadFilesAreRefusedWithLineAndColumn(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.give(t, "OLD-1") // has a key now
+	h.list(t, "OLD-4;"+sumB)
 	for name, tc := range map[string]struct {
 		file string
 		want []string // "line column: part of the message"
@@ -162,6 +163,14 @@ func TestBadFilesAreRefusedWithLineAndColumn(t *testing.T) {
 		"quote in the middle":        {"asset_number;vendor\nNB-1;x\"y\n", []string{"2 : quotation mark inside"}},
 		"retired one":                {"asset_number;vendor\nOLD-2;x\n", []string{"2 asset_number: retired"}},
 		"protection of a key in use": {"asset_number;key_protection\nOLD-1;software\n", []string{"2 key_protection: software-key allow OLD-1"}},
+		"software key of a new one":  {"asset_number;key_protection\nNB-1;software\n", []string{"2 key_protection: software-key allow NB-1"}},
+		"software key of another":    {"asset_number;key_protection\nOLD-3;software\n", []string{"2 key_protection: software-key allow OLD-3"}},
+		"endorsement key, not one":   {"asset_number;endorsement_key_sha256\nNB-1;" + sumA + " abc\n", []string{"2 endorsement_key_sha256: not a SHA-256"}},
+		"endorsement key twice":      {"asset_number;endorsement_key_sha256\nNB-1;" + sumA + "\nNB-2;" + strings.ToUpper(sumA) + "\n", []string{"3 endorsement_key_sha256: asset NB-1 in line 2"}},
+		"endorsement key of another": {"asset_number;endorsement_key_sha256\nNB-1;" + sumB + "\n", []string{"2 endorsement_key_sha256: asset OLD-4 (expected)"}},
+		"another endorsement key":    {"asset_number;endorsement_key_sha256\nOLD-4;" + sumA + "\n", []string{"2 endorsement_key_sha256: tpm-exchange OLD-4"}},
+		"a second endorsement key":   {"asset_number;endorsement_key_sha256\nOLD-4;" + sumB + " " + sumA + "\n", []string{"2 endorsement_key_sha256: tpm-exchange OLD-4"}},
+		"endorsement key, in use":    {"asset_number;endorsement_key_sha256\nOLD-1;" + sumA + "\n", []string{"2 endorsement_key_sha256: approve OLD-1"}},
 		"errors in many lines":       {"asset_number;unit;key_protection\nNB-1;/;x\nNB-2;a;\n;;x\n", []string{"2 key_protection: not one of", "2 unit: path", "4 asset_number: missing"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -187,6 +196,94 @@ func TestBadFilesAreRefusedWithLineAndColumn(t *testing.T) {
 				t.Error("a file with errors changed something")
 			}
 		})
+	}
+}
+
+// list imports lines of asset numbers and endorsement keys.
+func (h *house) list(t testing.TB, lines string) {
+	t.Helper()
+	res, err := h.Import(t.Context(), "ops", []byte("asset_number;endorsement_key_sha256\n"+lines+"\n"))
+	if err != nil || len(res.GetErrors()) > 0 {
+		t.Fatalf("importing: %v, %v", err, res.GetErrors())
+	}
+}
+
+func TestDeliveryListNamesEndorsementKeys(t *testing.T) {
+	h := newHouse(t)
+	h.stock(t, "NB-2;;;;;;;\n")
+	h.list(t, "NB-1;"+sumA+" "+strings.ToUpper(strings.Repeat("cc:", 31)+"cc")+"\nNB-2;"+sumB)
+	a, _ := hex.DecodeString(sumA)
+	b, _ := hex.DecodeString(sumB)
+	for _, r := range []*Registry{h.Registry, h.reload(t)} {
+		one, _ := r.DeviceOfEndorsement(a)
+		two, _ := r.DeviceOfEndorsement(b)
+		if one.GetAsset().GetAssetNumber() != "NB-1" || len(one.GetAsset().GetEndorsementKeysSha256()) != 2 || two.GetAsset().GetAssetNumber() != "NB-2" {
+			t.Errorf("found %v and %v", one, two)
+		}
+		if approved(one.GetAsset(), a) || !listed(one.GetAsset(), a) {
+			t.Error("listed is not approved by two")
+		}
+	}
+	if r := h.lastAudit(t, "asset.changed"); r.AssetNumber != "NB-2" || r.Details["endorsement_key_sha256"] != " → "+sumB {
+		t.Errorf("audit: %+v", r)
+	}
+	// A file that lists less takes nothing away: approved keys are not in it.
+	before := h.device(t, "NB-1")
+	h.list(t, "NB-1;"+sumA)
+	h.list(t, "NB-1;")
+	if !proto.Equal(before, h.device(t, "NB-1")) {
+		t.Errorf("now %v", h.device(t, "NB-1"))
+	}
+	// Retired, the asset keeps them.
+	h.order(t, retire("NB-1"), "anna")
+	res := h.again(t).PlanImport([]byte("asset_number;endorsement_key_sha256\nNB-3;" + sumA + "\n"))
+	if len(res.GetErrors()) != 1 || !strings.Contains(res.GetErrors()[0].GetMessage(), "asset NB-1 (retired)") {
+		t.Errorf("the key of a retired asset: %v", res.GetErrors())
+	}
+}
+
+// What was rejected for an asset, or waits, does not come in by a file.
+func TestFileDoesNotDecideAboutEnrolments(t *testing.T) {
+	h := newHouse(t)
+	h.stock(t, "NB-1;;;S1;;;;\nNB-2;;;S2;;;;\n")
+	h.wait(t, "NB-1", ekA, fingerprint)
+	for name, tc := range map[string]struct{ asset, want string }{
+		"waiting":            {"NB-1", "approve NB-1"},
+		"waiting of another": {"NB-2", "asset NB-1 (pending)"},
+	} {
+		errs := h.PlanImport([]byte("asset_number;endorsement_key_sha256\n" + tc.asset + ";" + hex.EncodeToString(ekA) + "\n")).GetErrors()
+		if len(errs) != 1 || !strings.Contains(errs[0].GetMessage(), tc.want) {
+			t.Errorf("%s: %v", name, errs)
+		}
+	}
+	h.order(t, reject("NB-1"), "anna")
+	errs := h.PlanImport([]byte("asset_number;endorsement_key_sha256\nNB-1;" + hex.EncodeToString(ekA) + "\n")).GetErrors()
+	if len(errs) != 1 || !strings.Contains(errs[0].GetMessage(), "rejected") {
+		t.Errorf("rejected: %v", errs)
+	}
+}
+
+// The mark of a software key that an asset has from before does not fail its
+// file; raising the demand does not either.
+func TestExistingKeyProtectionStays(t *testing.T) {
+	h := newHouse(t)
+	old := &fleetv1.Device{Asset: &fleetv1.Asset{AssetNumber: "NB-1", State: expected, KeyProtection: software}}
+	if err := h.db.SaveDevices(t.Context(), []*fleetv1.Device{old}); err != nil {
+		t.Fatal(err)
+	}
+	h = h.again(t)
+	if res := h.PlanImport([]byte("asset_number;key_protection\nNB-1;software\n")); res.GetUnchanged() != 1 {
+		t.Errorf("as it is: %v", res)
+	}
+	h.stock(t, "NB-1;;;;;;tpm;\n")
+	if res := h.PlanImport([]byte("asset_number;key_protection\nNB-1;software\n")); len(res.GetErrors()) != 1 {
+		t.Errorf("lowered again: %v", res)
+	}
+	// What two operators have allowed, a file does not take away.
+	h.allowSoftware(t, "NB-1")
+	h.stock(t, "NB-1;;;;;;;\n")
+	if h.device(t, "NB-1").GetAsset().GetSoftwareKey() == nil {
+		t.Error("the permission is gone")
 	}
 }
 
@@ -261,8 +358,10 @@ func FuzzImport(f *testing.F) {
 	f.Add([]byte("\ufeffasset_number,vendor\r\n\"NB-1\",\"Mü\"\"ller\"\r\n"))
 	f.Add([]byte("asset_number;vendor\nNB-1;M\xfcller\n"))
 	f.Add([]byte("asset_number;unit\nNB-1;\"a\n/b\"\n"))
+	f.Add([]byte("asset_number;endorsement_key_sha256;key_protection\nNB-1;" + sumA + " " + sumB + ";tpm\nOLD-1;" + sumB + ";\n"))
 	h := newHouse(f)
 	h.stock(f, "OLD-1;;;S1;;;;"+sumA+"\n")
+	h.list(f, "OLD-2;"+sumB)
 	f.Fuzz(func(t *testing.T, file []byte) {
 		_, devices := h.plan(file)
 		res := h.PlanImport(file)
@@ -272,7 +371,7 @@ func FuzzImport(f *testing.F) {
 		if len(res.GetErrors()) > 0 {
 			return
 		}
-		serials, certificates := map[string]bool{"S1": true}, map[string]bool{}
+		serials, certificates, endorsed := map[string]bool{"S1": true}, map[string]bool{}, map[string]bool{}
 		for _, d := range devices {
 			a := d.GetAsset()
 			if checkAssetNumber(a.GetAssetNumber()) != "" {
@@ -289,6 +388,16 @@ func FuzzImport(f *testing.F) {
 					t.Errorf("certificate %x", sum)
 				}
 				certificates[string(sum)] = true
+			}
+			if a.GetSoftwareKey() != nil || a.GetKeyProtection() == software {
+				t.Errorf("a file allows a software key for %s", a.GetAssetNumber())
+			}
+			for _, sum := range a.GetEndorsementKeysSha256() {
+				ours := hex.EncodeToString(sum) == sumB && a.GetAssetNumber() != "OLD-2"
+				if endorsed[string(sum)] || len(sum) != 32 || ours {
+					t.Errorf("endorsement key %x of %s", sum, a.GetAssetNumber())
+				}
+				endorsed[string(sum)] = true
 			}
 		}
 	})
