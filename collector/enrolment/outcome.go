@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
@@ -23,8 +25,12 @@ import (
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
 
-// askAgainAfter is when a notebook that waits for approval may ask again.
-const askAgainAfter = 5 * time.Minute
+const (
+	// askAgainAfter is when a notebook that waits for approval may ask again.
+	askAgainAfter = 5 * time.Minute
+	// maxLegible bounds what strangers can write into our records, in bytes.
+	maxLegible = 500
+)
 
 // issue makes the applicant the device: the TPM must be the one that it was
 // before, then the certificate is issued, and saved with all that is known from
@@ -100,7 +106,7 @@ func (s *Server) enrolment(a *applicant, c *candidacy, id string, cert *authorit
 		Key: &fleetv1.DeviceKey{Protection: fleetv1.KeyProtection_KEY_PROTECTION_SOFTWARE},
 		Details: map[string]string{
 			"way": way, "key_fingerprint": fingerprint, "key_protection": "software", "certificate_serial": cert.Serial,
-			"agent_version": a.hello.GetAgentVersion(),
+			"agent_version": legible(a.hello.GetAgentVersion()),
 		},
 	}
 	maps.Copy(e.Details, a.says())
@@ -138,11 +144,11 @@ func deviceKey(a *applicant, c *candidacy, since time.Time) *fleetv1.DeviceKey {
 	case c.voucher == bare && c.enrolledWith:
 		k = proto.CloneOf(c.device.GetKey())
 	case c.voucher == bare:
-		k.Manufacturer = a.hello.GetTpm().GetManufacturer()
+		k.Manufacturer = legible(a.hello.GetTpm().GetManufacturer())
 	}
 	k.Protection = fleetv1.KeyProtection_KEY_PROTECTION_TPM
 	k.EndorsementKeySha256, k.Fingerprint = a.ekSHA256, a.fingerprint
-	k.Firmware = a.hello.GetTpm().GetFirmwareVersion()
+	k.Firmware = legible(a.hello.GetTpm().GetFirmwareVersion())
 	k.AttestationKeySince = timestamppb.New(since)
 	return k
 }
@@ -152,16 +158,13 @@ func deviceKey(a *applicant, c *candidacy, since time.Time) *fleetv1.DeviceKey {
 func (s *Server) wait(ctx context.Context, a *applicant, c *candidacy, reason string) (*agentv1.EnrolResponse, error) {
 	now, number := s.Now(), c.device.GetAsset().GetAssetNumber()
 	if c.ek != ekWaiting || c.token == tokenValid {
-		manufacturer := c.endorsement.ManufacturerID
-		if c.voucher == bare {
-			manufacturer = a.hello.GetTpm().GetManufacturer()
-		}
-		machine := a.hello.GetMachine()
+		said := a.says()
 		err := s.Registry.SetPending(ctx, number, &fleetv1.PendingEnrolment{
-			Fingerprint: a.fingerprint, EndorsementKeySha256: a.ekSHA256, Manufacturer: manufacturer, Reason: reason,
-			RequestedAt: timestamppb.New(now), ExpiresAt: timestamppb.New(now.Add(PendingLifetime)),
-			Vendor: machine.GetVendor(), Model: machine.GetModel(), Serial: machine.GetSerial(),
-		}, a.says())
+			Fingerprint: a.fingerprint, EndorsementKeySha256: a.ekSHA256, Reason: reason,
+			Manufacturer: cmp.Or(c.endorsement.ManufacturerID, said["tpm_manufacturer"]),
+			RequestedAt:  timestamppb.New(now), ExpiresAt: timestamppb.New(now.Add(PendingLifetime)),
+			Vendor: said["vendor"], Model: said["model"], Serial: said["serial"],
+		}, said)
 		if errors.Is(err, ErrTransition) || errors.Is(err, fs.ErrExist) {
 			return nil, &refusal{asset: number, device: c.device.GetId(), reason: "asset_changed"}
 		}
@@ -177,13 +180,30 @@ func (s *Server) wait(ctx context.Context, a *applicant, c *candidacy, reason st
 // says is what the notebook says of itself, for audit records.
 func (a *applicant) says() map[string]string {
 	m := a.hello.GetMachine()
-	says := map[string]string{"vendor": m.GetVendor(), "model": m.GetModel(), "serial": m.GetSerial()}
+	says := map[string]string{"vendor": legible(m.GetVendor()), "model": legible(m.GetModel()), "serial": legible(m.GetSerial())}
 	if a.tpm != nil {
 		says["endorsement_key"] = a.fingerprint
-		says["tpm_manufacturer"] = a.hello.GetTpm().GetManufacturer()
-		says["tpm_firmware"] = a.hello.GetTpm().GetFirmwareVersion()
+		says["tpm_manufacturer"] = legible(a.hello.GetTpm().GetManufacturer())
+		says["tpm_firmware"] = legible(a.hello.GetTpm().GetFirmwareVersion())
 	}
 	return says
+}
+
+// legible is a stranger's text as people and records get to see it: without
+// what could move a cursor, and no longer than needed.
+func legible(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, text)
+	for i := range text {
+		if i > maxLegible {
+			return text[:i]
+		}
+	}
+	return text
 }
 
 // refusal is why an attempt is refused, for the audit log.
@@ -224,7 +244,7 @@ func (s *Server) refused(ctx context.Context, r *refusal) error {
 	if r.kind == "" {
 		r.kind = recordRefused
 	}
-	details := map[string]string{"reason": r.reason, "detail": r.detail}
+	details := map[string]string{"reason": r.reason, "detail": legible(r.detail)}
 	maps.Copy(details, r.says)
 	record := audit.Record{At: s.Now(), Kind: r.kind, DeviceID: r.device, AssetNumber: r.asset, Details: details}
 	// The stranger may be gone: the record is written all the same.

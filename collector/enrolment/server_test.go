@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -17,7 +18,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -567,6 +570,39 @@ type silentStream struct{ rawStream }
 func (s *silentStream) Recv() (*agentv1.EnrolRequest, error) {
 	<-s.ctx.Done()
 	return nil, s.ctx.Err()
+}
+
+// What a stranger says of itself cannot move an operator's cursor, or fill the
+// audit log.
+func TestTextsOfStrangersAreLegible(t *testing.T) {
+	o := newOffice(t, Limits{})
+	a := newAttempt(t, "PFT-AAAA", "PF1\x1b[2J"+strings.Repeat("ä", 2000))
+	if _, err := a.try(t, o.dial(t)); status.Code(err) != codes.PermissionDenied {
+		t.Fatal(err)
+	}
+	got := o.lastAudit(t, recordToken).Details["serial"]
+	if !strings.HasPrefix(got, "PF1[2Jää") || !utf8.ValidString(got) || len(got) > maxLegible+utf8.UTFMax {
+		t.Errorf("%d bytes: %.20q", len(got), got)
+	}
+}
+
+func TestOutcomesAreCounted(t *testing.T) {
+	metrics := prometheus.NewRegistry()
+	o := newHouse(t).open(t, Limits{Attempts: Rate{100, 100}, AttemptsPerPeer: Rate{1.0 / 60, 2}, RefusalsPerPeer: Rate{1, 100}, Open: 10}, ServerOptions{Metrics: NewMetrics(metrics)})
+	o.stock(t, "NB-1;;;;;;;\n")
+	o.permit(t, "NB-1")
+	for _, token := range []string{o.token(t, "NB-1"), "guess", "one too many"} {
+		_, _ = newAttempt(t, token, "").try(t, o.dial(t)) // the counts tell
+	}
+	got := map[string]float64{}
+	for _, family := range must(metrics.Gather())(t) {
+		for _, m := range family.GetMetric() {
+			got[m.GetLabel()[0].GetValue()] = m.GetCounter().GetValue()
+		}
+	}
+	if want := map[string]float64{"issued": 1, "refused": 1, "limited": 1}; !maps.Equal(got, want) {
+		t.Errorf("counted %v, want %v", got, want)
+	}
 }
 
 // A challenge is valid for 60 s.
