@@ -8,13 +8,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
 
+	"pfoertner/collector/attestation"
 	"pfoertner/collector/audit"
+	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
 
 // childPath tells the test binary, started once more, to be the collector that
@@ -33,8 +36,12 @@ func TestMain(m *testing.M) {
 
 const burst = 1000
 
-// saveForEver saves reports from many callers at once, each with an audit
-// record, and prints the number of each one that was acknowledged.
+// enrols says whether a device of the burst enrols again and again; the others
+// report.
+func enrols(device int) bool { return device%4 == 0 }
+
+// saveForEver saves reports and enrolments from many callers at once, each with
+// an audit record, and prints the number of each one that was acknowledged.
 func saveForEver(path string, out io.Writer) error {
 	s, err := Open(context.Background(), path, Options{})
 	if err != nil {
@@ -49,7 +56,13 @@ func saveForEver(path string, out io.Writer) error {
 				mine := proto.CloneOf(res)
 				mine.EvidenceDigest = fmt.Append(nil, n)
 				record := audit.Record{At: morning, Kind: "verdict.changed", DeviceID: deviceID(n % burst)}
-				if err := s.SaveReport(context.Background(), deviceID(n%burst), ev, mine, record); err != nil {
+				var err error
+				if enrols(n % burst) {
+					err = enrolAs(s, n)
+				} else {
+					err = s.SaveReport(context.Background(), deviceID(n%burst), ev, mine, record)
+				}
+				if err != nil {
 					return
 				}
 				mu.Lock()
@@ -62,8 +75,40 @@ func saveForEver(path string, out io.Writer) error {
 	return s.Close()
 }
 
-// Killed without warning in the middle of a burst: every report that was
-// acknowledged is there, and the audit log is whole.
+// enrolAs saves the n-th enrolment: device, key and TPM all say n.
+func enrolAs(s *Store, n int) error {
+	d, number := device(n%burst), fmt.Sprint(n)
+	d.Key = &fleetv1.DeviceKey{Fingerprint: number}
+	tpm := attestation.Known{DeviceID: d.GetId(), EndorsementKey: []byte("ek"), AttestationKey: []byte(number), Since: morning}
+	record := audit.Record{At: morning, Kind: "device.enrolled", DeviceID: d.GetId()}
+	return s.SaveEnrolment(context.Background(), d, []byte(number), number, morning, &tpm, record)
+}
+
+// enrolled returns the number that device, key and TPM say, which must be one.
+func enrolled(t *testing.T, s *Store) map[int]int {
+	t.Helper()
+	aks, numbers := map[string]string{}, map[int]int{}
+	for _, k := range allTPMs(t, s) {
+		aks[k.DeviceID] = string(k.AttestationKey)
+	}
+	for i, d := range allDevices(t, s) {
+		if !enrols(i) || d.GetKey() == nil {
+			continue
+		}
+		spki, serial, _, err := s.Credential(t.Context(), d.GetId())
+		check(t, err)
+		number := d.GetKey().GetFingerprint()
+		if string(spki) != number || serial != number || aks[d.GetId()] != number {
+			t.Errorf("device %d is in parts: device %s, key %s, certificate %s, TPM %s", i, number, spki, serial, aks[d.GetId()])
+		}
+		numbers[i] = must(strconv.Atoi(number))(t)
+	}
+	return numbers
+}
+
+// Killed without warning in the middle of a burst: every report and every
+// enrolment that was acknowledged is there as a whole, and the audit log is
+// whole.
 func TestAcknowledgedReportsSurviveKill9(t *testing.T) {
 	rounds := 3
 	if testing.Short() {
@@ -81,7 +126,14 @@ func TestAcknowledgedReportsSurviveKill9(t *testing.T) {
 		for n := range acknowledged {
 			last[n%burst] = max(last[n%burst], n)
 		}
+		enrolment := enrolled(t, s)
 		for device, n := range last {
+			if enrols(device) {
+				if enrolment[device] < n {
+					t.Errorf("enrolment %d of device %d was acknowledged, stored is %d", n, device, enrolment[device])
+				}
+				continue
+			}
 			_, res, err := s.Report(t.Context(), deviceID(device))
 			if err != nil {
 				t.Fatal(err)
