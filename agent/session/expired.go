@@ -19,8 +19,8 @@ import (
 // for expired.
 const askTimeout = 20 * time.Second
 
-// errEnrolled ends an attempt that has replaced an expired certificate.
-var errEnrolled = errors.New("the certificate has expired and was replaced by a new enrolment")
+// errEnrolled ends an attempt that has replaced a certificate of no more use.
+var errEnrolled = errors.New("the certificate was replaced by a new enrolment")
 
 // enrolAnew replaces a certificate that has expired: by the keys in the TPM,
 // which the collector knows, or with a token that somebody has brought
@@ -42,7 +42,7 @@ func (a *agent) enrolAnew(ctx context.Context, id *identity.Identity, expired er
 	if spent, err := a.State.Spent(e.Token); err != nil || spent && !id.InTPM() {
 		return errors.Join(expired, err)
 	}
-	if !a.endedForCollector(ctx, id) {
+	if id.InTPM() && a.refusedLately() || !a.endedForCollector(ctx, id) {
 		return expired
 	}
 	fresh, err := a.State.Enrol(ctx, e)
@@ -53,12 +53,61 @@ func (a *agent) enrolAnew(ctx context.Context, id *identity.Identity, expired er
 		return errEnrolled
 	case errors.As(err, &waiting):
 		return err
-	case grpcstatus.Code(err) == codes.PermissionDenied && e.Token != "":
+	case grpcstatus.Code(err) == codes.PermissionDenied && id.InTPM():
+		a.returned = time.Now()
+	case grpcstatus.Code(err) == codes.PermissionDenied:
 		// Refused once is refused for good: asking again would only fill the
 		// collector's audit log.
 		err = errors.Join(err, a.State.Spend(e.Token))
 	}
 	return errors.Join(expired, err)
+}
+
+// returnEvery is how often a notebook that is refused tries to enrol by its TPM:
+// the collector writes down every attempt.
+const returnEvery = time.Hour
+
+// comeBack enrols by the TPM alone when the collector does not accept the device
+// key any more although the certificate has not ended: a disk that was restored
+// from a backup has an old key, and an answer that got lost may have left the
+// collector with a newer attestation key. It returns errEnrolled, or refusal:
+// whoever is suspended stays so. With a software key that is always so.
+func (a *agent) comeBack(ctx context.Context, refusal error) error {
+	if a.Enrolment == nil || a.refusedLately() {
+		return refusal
+	}
+	id, err := a.State.Load()
+	if err != nil || !id.InTPM() {
+		return refusal
+	}
+	e, err := a.Enrolment()
+	if err != nil {
+		return refusal
+	}
+	e.Token = "" // not to be spent on this
+	fresh, err := a.State.Enrol(ctx, e)
+	if err == nil || grpcstatus.Code(err) == codes.PermissionDenied {
+		a.returned = time.Now()
+	}
+	switch {
+	case errors.As(err, new(*identity.PendingError)):
+		return err
+	case err != nil:
+		a.Log.Warn("not accepted, and not enrolled anew", "error", err)
+		return refusal
+	}
+	a.Log.Info("enrolled", "device_id", fresh.DeviceID, "asset_number", fresh.AssetNumber)
+	return errEnrolled
+}
+
+func (a *agent) refusedLately() bool {
+	return !a.returned.IsZero() && time.Since(a.returned) < returnEvery
+}
+
+// notAccepted says whether the collector has turned down the device key.
+func notAccepted(err error) bool {
+	code := grpcstatus.Code(err)
+	return code == codes.PermissionDenied || code == codes.Unauthenticated || rejected(err)
 }
 
 // endedForCollector says whether the collector turns the certificate of id down

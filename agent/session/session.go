@@ -112,6 +112,9 @@ type agent struct {
 	network        chan struct{}
 	hurry          *rate.Limiter
 	retry, refused *uplink.Backoff
+	// returned is when the keys in the TPM last enrolled anew, or were refused;
+	// zero: never.
+	returned time.Time
 	// patience is how long the collector may take to answer.
 	patience time.Duration
 	// moved says whether a path is not the one that packets would take now.
@@ -270,6 +273,9 @@ func (a *agent) connect(ctx context.Context) error {
 		if errors.Is(err, identity.ErrBroken) || errors.Is(err, identity.ErrNotEnrolled) && a.Enrolment != nil {
 			return err
 		}
+		if notAccepted(err) && !errors.Is(err, identity.ErrExpired) {
+			err = a.comeBack(ctx, err)
+		}
 		if acknowledged && time.Since(began) >= stableAfter {
 			a.retry.Reset()
 			a.refused.Reset()
@@ -294,7 +300,6 @@ func (a *agent) connect(ctx context.Context) error {
 
 // setback says what an ended stream means, and how long to wait.
 func (a *agent) setback(err error) (status.Connection, time.Duration) {
-	code := grpcstatus.Code(err)
 	switch {
 	case errors.As(err, new(*identity.PendingError)):
 		return status.Pending, a.refused.Next()
@@ -308,7 +313,7 @@ func (a *agent) setback(err error) (status.Connection, time.Duration) {
 		return status.NotEnrolled, a.refused.Next()
 	case obstacle(err) == status.WrongAuthority:
 		return status.Untrusted, a.retry.Next()
-	case code == codes.PermissionDenied, code == codes.Unauthenticated, rejected(err):
+	case notAccepted(err):
 		return status.Refused, a.refused.Next()
 	}
 	return status.Unreachable, a.retry.Next()
