@@ -3,6 +3,7 @@ package intake
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/tls"
 	"errors"
@@ -334,6 +335,8 @@ type notebook struct {
 	id    string
 	key   *ecdsa.PrivateKey
 	chain [][]byte
+	// signer, when not nil, is used in place of key.
+	signer crypto.Signer
 
 	stream   agentv1.SessionService_ConnectClient
 	conn     *grpc.ClientConn
@@ -354,18 +357,27 @@ func (h *house) enrolled(t testing.TB, id string) *notebook {
 // enrolledWith makes a device known and active, with a certificate for a key.
 func (h *house) enrolledWith(t testing.TB, id string, key *ecdsa.PrivateKey) *notebook {
 	t.Helper()
-	cert, err := h.authority.IssueDevice(id, key.Public(), 0)
+	n := h.certified(t, id, key.Public())
+	n.key = key
+	return n
+}
+
+// certified makes a device known and active, with a certificate for a public
+// key.
+func (h *house) certified(t testing.TB, id string, key crypto.PublicKey) *notebook {
+	t.Helper()
+	cert, err := h.authority.IssueDevice(id, key, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	spki, err := attest.SPKI(key.Public())
+	spki, err := attest.SPKI(key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	h.door.mu.Lock()
 	defer h.door.mu.Unlock()
 	h.door.state[id], h.door.key[id] = fleetv1.AssetState_ASSET_STATE_ACTIVE, spki
-	return &notebook{t: t, house: h, id: id, key: key, chain: cert.Chain}
+	return &notebook{t: t, house: h, id: id, chain: cert.Chain}
 }
 
 // dial opens a connection with a certificate, or without one.
@@ -387,7 +399,11 @@ func (h *house) dial(t testing.TB, pair *tls.Certificate) *grpc.ClientConn {
 // open connects and sends nothing.
 func (n *notebook) open() *notebook {
 	n.t.Helper()
-	n.conn = n.house.dial(n.t, &tls.Certificate{Certificate: n.chain, PrivateKey: n.key})
+	pair := &tls.Certificate{Certificate: n.chain, PrivateKey: n.key}
+	if n.signer != nil {
+		pair.PrivateKey = n.signer
+	}
+	n.conn = n.house.dial(n.t, pair)
 	stream, err := agentv1.NewSessionServiceClient(n.conn).Connect(n.t.Context())
 	if err != nil {
 		n.t.Fatal(err)
