@@ -379,7 +379,7 @@ func (d *Desk) Admit(gateway string, s *gatev1.SessionFacts) (Answer, error) {
 		facts = d.standings[i].facts
 	}
 	g := d.gates[gateway]
-	due := d.dueFor(g, gateway, s.GetSessionId(), c, facts)
+	due := d.dueFor(g, gateway, s.GetSessionId(), c)
 	d.mu.RUnlock()
 	if g != nil {
 		d.heard(g, now)

@@ -221,7 +221,7 @@ func (d *Desk) alarm(g *gate, a *gatev1.GateAlarm, now time.Time) audit.Record {
 // may is the most that the session may do: what its identity may, limited by
 // its tunnel proof.
 func (s *session) may(st *standing) posturev1.Verdict {
-	return Decision{Verdict: st.verdict}.limited(s.proof(st)).Verdict
+	return Decision{Verdict: st.verdict}.limited(s.proof()).Verdict
 }
 
 // decided tells a live session what its identity was decided to.
@@ -320,7 +320,7 @@ func (d *Desk) listed(s *session, now time.Time) *fleetv1.Session {
 	if st.facts != nil {
 		listed.DeviceId, listed.AssetNumber = st.facts.DeviceID, st.facts.AssetNumber
 	}
-	s.listTunnel(st, listed)
+	s.listTunnel(listed)
 	return listed
 }
 

@@ -69,7 +69,8 @@ func (d *Desk) tunnelRule(gateway string) (r tunnelRule) {
 // tunnelState is what a session's tunnel proof has come to. Guarded by
 // Desk.mu.
 type tunnelState struct {
-	// device has proven the session; empty: none.
+	// device has proven the session; empty: none. It is the device that the
+	// session's certificate belongs to.
 	device string
 	// missingSince is from when on the proof is awaited; zero: it is not.
 	missingSince time.Time
@@ -78,24 +79,21 @@ type tunnelState struct {
 	overdue bool
 }
 
-// proof is where the session stands with its proof. One that another device
-// gave than its certificate's is none.
-func (s *session) proof(st *standing) Proof {
+// proof is where the session stands with its proof.
+func (s *session) proof() Proof {
 	switch {
 	case s.tunnel.overdue:
 		return ProofOverdue
-	case !s.gate.tunnel.required:
-		return ProofNotNeeded
-	case s.tunnel.device != "" && st.facts != nil && st.facts.DeviceID == s.tunnel.device:
-		return ProofNotNeeded
+	case s.gate.tunnel.required && s.tunnel.device == "":
+		return ProofMissing
 	}
-	return ProofMissing
+	return ProofNotNeeded
 }
 
 // dueFor is the proof that the answer to a question is limited by: a session
 // that is not live yet has none. g is nil for a gateway that never reported.
 // Needs the reading lock.
-func (d *Desk) dueFor(g *gate, gateway, id string, c fingerprint, facts *Facts) Proof {
+func (d *Desk) dueFor(g *gate, gateway, id string, c fingerprint) Proof {
 	var rule tunnelRule
 	var s *session
 	if g != nil {
@@ -105,7 +103,7 @@ func (d *Desk) dueFor(g *gate, gateway, id string, c fingerprint, facts *Facts) 
 	}
 	switch {
 	case s != nil && s.certificate == c:
-		return s.proof(&standing{facts: facts})
+		return s.proof()
 	case rule.required:
 		return ProofMissing
 	}
@@ -123,7 +121,7 @@ func (d *Desk) await(s *session, now time.Time) {
 	if st := d.standingOf(s.certificate); t.device != "" && (st.facts == nil || st.facts.DeviceID != t.device) {
 		d.disprove(s)
 	}
-	if t.overdue || s.proof(d.standingOf(s.certificate)) != ProofMissing {
+	if s.proof() != ProofMissing {
 		t.missingSince = time.Time{}
 		d.deadlines.remove(&t.due)
 		return
@@ -177,7 +175,7 @@ func decisionOf(st *standing, now time.Time) Decision {
 // cutUnproven ends a session whose proof did not come in time.
 func (d *Desk) cutUnproven(s *session, now time.Time) {
 	st := d.standingOf(s.certificate)
-	if s.gate.sessions[s.id] != s || s.cutPending || s.proof(st) != ProofMissing {
+	if s.gate.sessions[s.id] != s || s.cutPending || s.proof() != ProofMissing {
 		return
 	}
 	s.tunnel.overdue = true
@@ -379,12 +377,12 @@ func (d *Desk) Unprove(gateway, sessionID string) {
 }
 
 // listTunnel says in a listing where a session stands with its proof.
-func (s *session) listTunnel(st *standing, listed *fleetv1.Session) {
+func (s *session) listTunnel(listed *fleetv1.Session) {
 	listed.TunnelProof = fleetv1.TunnelProofState_TUNNEL_PROOF_STATE_NOT_REQUIRED
 	switch {
-	case s.tunnel.device != "" && st.facts != nil && st.facts.DeviceID == s.tunnel.device:
+	case s.tunnel.device != "":
 		listed.TunnelProof = fleetv1.TunnelProofState_TUNNEL_PROOF_STATE_PROVEN
-	case s.proof(st) != ProofNotNeeded:
+	case s.proof() != ProofNotNeeded:
 		listed.TunnelProof = fleetv1.TunnelProofState_TUNNEL_PROOF_STATE_MISSING
 		if s.tunnel.due.place > 0 {
 			listed.TunnelProofDueAt = timestamppb.New(s.tunnel.due.at)

@@ -273,7 +273,7 @@ func (d *Desk) renewals(g *gate, now time.Time) (batches [][]*gatev1.Lease, lowe
 	issued := timestamppb.New(now)
 	for s := range g.renew {
 		st := d.standingOf(s.certificate)
-		decision := decisionOf(st, now).limited(s.proof(st))
+		decision := decisionOf(st, now).limited(s.proof())
 		denied := decision.Verdict == posturev1.Verdict_VERDICT_DENY
 		if denied && decision.Cause != NotProven || s.cutPending && !denied {
 			continue

@@ -348,6 +348,7 @@ func TestWhatIsNoProof(t *testing.T) {
 			h.notebook(notebookB, addressB)
 			h.session(gatewayA, "s2", notebookB, addressB)
 			a.from, a.own = addressB, []string{addressB}
+			a.said = func(*agentv1.TunnelChallenge) { h.t.Error("it is told of another device's session") }
 		}, codes.PermissionDenied, "tunnel.refused other_device"},
 		"a session of nobody": {func(h *tunnelHouse, a *prover) {
 			h.session(gatewayA, "s2", "unknown", addressB)
@@ -386,8 +387,11 @@ func TestWhatIsNoProof(t *testing.T) {
 		"a statement that is none": {func(h *tunnelHouse, a *prover) {
 			a.change = func(_ *agentv1.TunnelChallenge, p *agentv1.TunnelProof) { p.Statement = []byte{0xff} }
 		}, codes.InvalidArgument, ""},
-		"no addresses but words":        {func(h *tunnelHouse, a *prover) { a.own = []string{addressA, "eth0"} }, codes.InvalidArgument, ""},
-		"a device that is not accepted": {func(h *tunnelHouse, a *prover) { h.set(func() { h.shut[notebookA] = true }) }, codes.PermissionDenied, ""},
+		"no addresses but words": {func(h *tunnelHouse, a *prover) { a.own = []string{addressA, "eth0"} }, codes.InvalidArgument, ""},
+		"a device that is not accepted": {func(h *tunnelHouse, a *prover) {
+			h.set(func() { h.shut[notebookA] = true })
+			a.said = func(*agentv1.TunnelChallenge) { h.t.Error("it is told of the session") }
+		}, codes.PermissionDenied, ""},
 		"a device that is suspended meanwhile": {func(h *tunnelHouse, a *prover) {
 			a.said = func(*agentv1.TunnelChallenge) { h.set(func() { h.shut[notebookA] = true }) }
 		}, codes.PermissionDenied, ""},
