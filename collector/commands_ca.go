@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -82,12 +83,15 @@ func date(at time.Time) string {
 	return at.Local().Format(time.DateOnly)
 }
 
+// caKinds are all kinds of CAs, also those that not everybody has.
+func caKinds() []string { return slices.Concat(authority.Kinds(), authority.OptionalKinds()) }
+
 func (h *keyHouse) rotate() *cobra.Command {
 	var root, agent string
 	cmd := &cobra.Command{
 		Use:   "rotate KIND...",
-		Short: "Make the next CA of a kind (" + strings.Join(authority.Kinds(), ", ") + "), with a root whose key is on this machine",
-		Args:  cobra.MinimumNArgs(1), ValidArgs: authority.Kinds(),
+		Short: "Make the next CA of a kind (" + strings.Join(caKinds(), ", ") + "), with a root whose key is on this machine",
+		Args:  cobra.MinimumNArgs(1), ValidArgs: caKinds(),
 		RunE: func(cmd *cobra.Command, kinds []string) error {
 			return h.change(cmd.Context(), func(r authority.Rotation) error {
 				if root == "" {
@@ -128,7 +132,7 @@ func (h *keyHouse) switchOver() *cobra.Command {
 	var early, back bool
 	cmd := &cobra.Command{
 		Use: "switch KIND", Short: "Let the next CA of a kind issue from now on; the current one retires", Args: cobra.ExactArgs(1),
-		ValidArgs: authority.Kinds(),
+		ValidArgs: caKinds(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			err := h.change(cmd.Context(), func(r authority.Rotation) error {
 				if back {

@@ -53,7 +53,7 @@ func (p *Program) followKeys(ctx context.Context) error {
 func (p *Program) cut(kinds []string) {
 	for _, kind := range kinds {
 		switch kind {
-		case "device":
+		case "device", "vpn": // agents come back, and ask for VPN certificates anew
 			p.agents.cut()
 		case "gate":
 			p.gates.cut()
