@@ -280,6 +280,8 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 		"collector: host:99999",
 		"ca_fingerprint: 0011",
 		"log_level: loud",
+		"device_key: file",
+		"device_key: TPM",
 		"collector: a:1\n---\ncollector: b:2",
 		"- a list",
 		"\tcollector: a:1",
@@ -303,7 +305,7 @@ func TestFlagsOverruleTheFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, err := (&settings{file: name, flags: config{Collector: "flag:2"}}).load()
-	if err != nil || c.Collector != "flag:2" || c.ServerName != "file" || c.StateDir != defaults().state || c.LogLevel != "info" {
+	if err != nil || c.Collector != "flag:2" || c.ServerName != "file" || c.StateDir != defaults().state || c.LogLevel != "info" || c.DeviceKey != "tpm" {
 		t.Errorf("%+v, %v", c, err)
 	}
 }

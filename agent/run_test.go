@@ -42,8 +42,14 @@ func keep(t *testing.T, p place) *kept {
 // guarded is keep with something in the place of service.Protect.
 func guarded(t *testing.T, p place, guard func(service.Directories) ([]string, error)) *kept {
 	t.Helper()
+	return started(t, p, guard, identity.KindSoftware)
+}
+
+// started is guarded with the device key where it is said.
+func started(t *testing.T, p place, guard func(service.Directories) ([]string, error), deviceKey string) *kept {
+	t.Helper()
+	s := &settings{file: p.path("agent.yaml"), flags: config{DeviceKey: deviceKey, StateDir: p.path("state"), StatusFile: p.path("status.json"), TokenFile: p.path("token")}}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &settings{file: p.path("agent.yaml"), flags: config{DeviceKey: identity.KindSoftware, StateDir: p.path("state"), StatusFile: p.path("status.json"), TokenFile: p.path("token")}}
 	k := &keeper{settings: s, level: new(slog.LevelVar), log: slog.New(slog.NewTextHandler(t.Output(), nil)), guard: guard}
 	r := &kept{place: p, ended: make(chan error, 1), stop: cancel}
 	var running sync.WaitGroup
@@ -473,5 +479,39 @@ func TestChangesOfTheConfigurationAreNoticed(t *testing.T) {
 				watching.Wait()
 			})
 		})
+	}
+}
+
+// Without a TPM, and with a good token at hand, there is still no software key.
+func TestMachineWithoutATPMWaitsForOne(t *testing.T) {
+	if _, err := os.Stat("/dev/tpmrm0"); err == nil {
+		t.Skip("NOT RUN: this machine has a TPM")
+	}
+	c := issuing(t)
+	p := newPlace(t, "collector: "+c.Target().Address+"\nca_fingerprint: "+hex.EncodeToString(c.Servers.Fingerprint()))
+	p.write("token", "t-1")
+	k := started(t, p, func(service.Directories) ([]string, error) { return nil, nil }, identity.KindTPM)
+	k.shows(func(s status.Summary) bool { return s.Connection == status.NoTPM })
+	k.stops()
+	if _, err := os.Stat(p.path("state/identity.json")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("there is an identity: %v", err)
+	}
+}
+
+func TestSoftwareKeyUnderATPMSettingIsNotUsedAndSaysSo(t *testing.T) {
+	c := issuing(t)
+	p := enrolledPlace(t, c)
+	before, err := os.ReadFile(p.path("state/identity.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := started(t, p, func(service.Directories) ([]string, error) { return nil, nil }, identity.KindTPM)
+	k.shows(func(s status.Summary) bool { return s.Connection == status.OtherProtection })
+	if !c.Quiet(100 * time.Millisecond) {
+		t.Error("a stream was opened with the software key")
+	}
+	k.stops()
+	if after, err := os.ReadFile(p.path("state/identity.json")); err != nil || string(after) != string(before) {
+		t.Errorf("the identity was touched: %v", err)
 	}
 }

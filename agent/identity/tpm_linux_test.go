@@ -255,7 +255,7 @@ func TestClearedTPMEnrolsAnewAsTheSameMachine(t *testing.T) {
 	}
 	n.boot(t, filepath.Dir(n.state.Path()))
 	w := &waiter{}
-	if err := n.state.Obtain(t.Context(), func() (identity.Enrolment, error) { return d.tokenless(), nil }, w, slog.New(slog.DiscardHandler)); err != nil {
+	if err := n.state.Obtain(testcollector.Within(t), func() (identity.Enrolment, error) { return d.tokenless(), nil }, w, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	after := mustLoad(t, n.state)
