@@ -343,6 +343,24 @@ func TestCopiedKeySignsNothingElsewhere(t *testing.T) {
 	}
 }
 
+// Whatever happens before: what is stored as a key in the TPM is one.
+func TestSoftwareKeyIsNeverStoredAsOneInTheTPM(t *testing.T) {
+	key, err := attest.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stored, err := (identity.TPM{}).Store(key); err == nil {
+		t.Errorf("stored as %x", stored)
+	}
+	der, err := identity.Software{}.Store(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if opened, err := (identity.TPM{Chip: chip.New(nil, nil)}).Open(der); err == nil {
+		t.Errorf("opened as %v", opened)
+	}
+}
+
 func TestTPMThatIsAwayIsWaitedForAndNoSoftwareKeyAppears(t *testing.T) {
 	n := newHardware(t)
 	d := newDesk(t, n)
