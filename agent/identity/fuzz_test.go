@@ -3,6 +3,8 @@ package identity
 import (
 	"testing"
 	"time"
+
+	"pfoertner/internal/attest/chip"
 )
 
 func FuzzParse(f *testing.F) {
@@ -10,16 +12,21 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{}`))
 	f.Add([]byte(`{"format":1,"key_kind":"software","key":"AAAA","chain":null,"servers":null,"asset_number":"","renew_after":"0001-01-01T00:00:00Z"}`))
 	f.Add([]byte(`{"format":1,"key_kind":"software","chain":["MIIB"]}`))
+	f.Add([]byte(`{"format":1,"key_kind":"tpm","key":"MIIB","attestation_key":"MIIB","key_since":"2026-11-22T00:00:00Z"}`))
+	// Reading a file asks no TPM: this one would be missed.
+	inTPM := TPM{Chip: chip.New(nil, nil)}
 	f.Fuzz(func(t *testing.T, content []byte) {
-		id, err := parse(content, Software{})
-		if err != nil {
-			return
-		}
-		if id.Key == nil {
-			t.Error("an identity without a key")
-		}
-		if _, err := id.Certificate(time.Now()); !id.Enrolled() && err == nil {
-			t.Error("a certificate out of nothing")
+		for _, keys := range []Keys{Software{}, inTPM} {
+			id, err := parse(content, keys)
+			if err != nil {
+				continue
+			}
+			if id.Key == nil || id.InTPM() != (keys.Kind() == KindTPM) {
+				t.Error("an identity without its keys")
+			}
+			if _, err := id.Certificate(time.Now()); !id.Enrolled() && err == nil {
+				t.Error("a certificate out of nothing")
+			}
 		}
 	})
 }
