@@ -105,8 +105,8 @@ func (r *Registry) propose(ctx context.Context, actor string, o *fleetv1.Order, 
 }
 
 // overtaken returns the proposals that a decision leaves without what they were
-// made about: the notebook that waits is another one, there was another alarm,
-// the asset is retired.
+// made about: the notebook that waits is another one, the alarm is over, the
+// asset is retired. They do not come back to life when the like comes again.
 func (r *Registry) overtaken(d decision) []*fleetv1.Proposal {
 	open := map[string][]*fleetv1.Proposal{}
 	for _, p := range r.Proposals() {
@@ -120,22 +120,10 @@ func (r *Registry) overtaken(d decision) []*fleetv1.Proposal {
 	var ended []*fleetv1.Proposal
 	for _, after := range d.devices {
 		for _, p := range open[after.GetAsset().GetAssetNumber()] {
-			before, _ := r.lookup(r.byAsset, p.GetAssetNumber())
-			if r.overtakes(before, after, p.GetOrder()) {
+			if e, err := r.effectOf(p.GetOrder(), after); err != nil || proto.Equal(after, e.device) {
 				ended = append(ended, p)
 			}
 		}
 	}
 	return ended
-}
-
-func (r *Registry) overtakes(before, after *fleetv1.Device, o *fleetv1.Order) bool {
-	switch {
-	case o.GetApprove() != nil && !proto.Equal(before.GetPending(), after.GetPending()):
-		return true
-	case o.GetResume() != nil && !proto.Equal(before.GetAsset().GetAlarm(), after.GetAsset().GetAlarm()):
-		return true
-	}
-	e, err := r.effectOf(o, after)
-	return err != nil || proto.Equal(after, e.device)
 }
