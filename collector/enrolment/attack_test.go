@@ -496,9 +496,16 @@ func TestAttackAskingForEndorsementKeys(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			hello := stranger.hello(t, "")
 			hello.Tpm = chip.Hello(ek, stranger.ak, stranger.key)
+			asked := false
 			ad.refuses(t, recordRefused, "proof", func() (*agentv1.EnrolResponse, error) {
-				return converse(t, ad.dial(t), hello, guess(t, stranger)) // fails without a challenge
+				return converse(t, ad.dial(t), hello, func(ctx context.Context, hello *agentv1.Hello, c *agentv1.Challenge) (*agentv1.Proof, error) {
+					asked = true
+					return guess(t, stranger)(ctx, hello, c)
+				})
 			})
+			if !asked {
+				t.Error("refused before it was asked to prove anything")
+			}
 		})
 	}
 }
