@@ -13,10 +13,11 @@ import (
 	"pfoertner/agent/vpnkey"
 	"pfoertner/internal/attest"
 	"pfoertner/internal/attest/chip"
+	"pfoertner/internal/e2e/swtpm"
 )
 
 func TestIDShowsWhatTheInventoryKnowsATPMBy(t *testing.T) {
-	tpm := testcollector.NewTPM(t)
+	tpm := swtpm.New(t)
 	c := tpm.Chip(t)
 	ek, err := c.Endorsement()
 	if err != nil {
@@ -51,7 +52,7 @@ func TestIDShowsWhatTheInventoryKnowsATPMBy(t *testing.T) {
 // A blob is no key anywhere else, but an image that carries one has no identity
 // for any of its copies either.
 func TestTPMIdentityIsNoPartOfAnImageAndIsPurged(t *testing.T) {
-	tpm := testcollector.NewTPM(t)
+	tpm := swtpm.New(t)
 	c := testcollector.New(t)
 	c.OnEnrol = c.Granting("t-1", "0f9a2c1e-7c55-4e1c-9a54-3f2f0a0c7d21")
 	c.Listen()

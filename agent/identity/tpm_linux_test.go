@@ -22,20 +22,21 @@ import (
 	"pfoertner/agent/testcollector"
 	"pfoertner/internal/attest"
 	"pfoertner/internal/attest/chip"
+	"pfoertner/internal/e2e/swtpm"
 	"pfoertner/internal/posture"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
 )
 
 // hardware is a machine with a TPM and a disk.
 type hardware struct {
-	*testcollector.TPM
+	*swtpm.TPM
 	chip  *chip.Chip
 	state *identity.State
 }
 
 func newHardware(t *testing.T) *hardware {
 	t.Helper()
-	n := &hardware{TPM: testcollector.NewTPM(t)}
+	n := &hardware{TPM: swtpm.New(t)}
 	n.boot(t, filepath.Join(t.TempDir(), "state"))
 	return n
 }
@@ -633,6 +634,16 @@ func TestVPNKeyIsCertifiedAndKept(t *testing.T) {
 	}
 	if _, err := other.state.LoadVPNKey(stored); !errors.Is(err, chip.ErrForeign) {
 		t.Errorf("on another machine: %v", err)
+	}
+	statements, err := n.chip.NewAK()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stored, err = statements.Stored(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.state.LoadVPNKey(stored); err == nil {
+		t.Error("an attestation key is taken for one of the VPN")
 	}
 	software := open(t)
 	if _, err := software.NewVPNKey(); !errors.Is(err, identity.ErrSoftwareKey) {

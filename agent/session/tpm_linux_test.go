@@ -16,6 +16,7 @@ import (
 	"pfoertner/agent/status"
 	"pfoertner/agent/testcollector"
 	"pfoertner/agent/uplink"
+	"pfoertner/internal/e2e/swtpm"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
 )
 
@@ -48,9 +49,9 @@ func (o *chipOffice) enrolment() (identity.Enrolment, error) {
 }
 
 // device is an enrolled notebook with a TPM.
-func (o *chipOffice) device(t *testing.T) (*testcollector.TPM, *identity.State) {
+func (o *chipOffice) device(t *testing.T) (*swtpm.TPM, *identity.State) {
 	t.Helper()
-	tpm := testcollector.NewTPM(t)
+	tpm := swtpm.New(t)
 	state, err := identity.Open(filepath.Join(t.TempDir(), "state"), identity.TPM{Chip: tpm.Chip(t)})
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"pfoertner/agent/testcollector"
+	"pfoertner/internal/e2e/swtpm"
 	"pfoertner/internal/posture"
 )
 
@@ -29,7 +30,7 @@ func TestAgentStaysSmallWithATPM(t *testing.T) {
 		t.Fatalf("building: %v\n%s", err, out)
 	}
 	software, _ := footprint(t, binary, "")
-	resident, peak := footprint(t, binary, testcollector.NewTPM(t).Socket)
+	resident, peak := footprint(t, binary, swtpm.New(t).Socket)
 	t.Logf("peak %.1f MB with a software key; %.1f MB with a TPM and an event log of %d KiB, then resident %.1f MB",
 		mega(software), mega(peak), posture.MaxEventLogBytes>>10, mega(resident))
 	if peak > maxPeakBytes {

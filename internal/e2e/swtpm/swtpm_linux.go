@@ -1,4 +1,4 @@
-package testcollector
+package swtpm
 
 import (
 	"bytes"
@@ -28,8 +28,8 @@ type TPM struct {
 	stop  func()
 }
 
-// NewTPM is one fresh from the factory.
-func NewTPM(t testing.TB) *TPM {
+// New is one fresh from the factory.
+func New(t testing.TB) *TPM {
 	t.Helper()
 	if _, err := exec.LookPath("swtpm"); err != nil {
 		t.Skip("SKIPPED: this test needs the program \"swtpm\"")
