@@ -151,8 +151,13 @@ func (n *tpmNotebook) proof(key attesttest.Key, r *agentv1.VpnKeyRequest, nonce,
 	return p
 }
 
+// proveVPN sends a proof. A collector that neither takes nor refuses it hangs up
+// in the end.
 func (n *notebook) proveVPN(p *agentv1.VpnKeyProof) {
 	n.t.Helper()
+	conn := n.conn
+	giveUp := time.AfterFunc(20*time.Second, func() { conn.Close() })
+	n.t.Cleanup(func() { giveUp.Stop() })
 	n.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_VpnKeyProof{VpnKeyProof: p}})
 }
 
