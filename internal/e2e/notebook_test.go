@@ -71,11 +71,11 @@ func (s *site) startAgent(t testing.TB, want posturev1.Verdict) {
 	s.awaitVerdict(t, want)
 }
 
-func (s *site) runAgent(t testing.TB, collector string) {
+func (s *site) runAgent(t testing.TB, collector string, more ...string) {
 	t.Helper()
 	s.agent = e2e.Start(t, "agent", s.notebook.Command(context.Background(), filepath.Join(programs, "testagent"),
-		"--tree", s.tree, "--state", s.path("agent"), "--collector", collector+":7601",
-		"--ca", s.path("operator", "server-ca.crt"), "--token", s.token(t, asset)))
+		append([]string{"--tree", s.tree, "--state", s.path("agent"), "--collector", collector + ":7601",
+			"--ca", s.path("operator", "server-ca.crt"), "--token", s.token(t, asset)}, more...)...))
 }
 
 // inventory is what the collector tells operators of its devices.

@@ -85,7 +85,9 @@ type site struct {
 	device                 *e2e.Identity
 	tree                   string
 	collector, gate, agent *e2e.Program
-	office                 *e2e.Echo // answers in the administration
+	// office answers in the administration, collectorEcho on the collector's
+	// machine.
+	office, collectorEcho *e2e.Echo
 	// What the notebook tries to reach all the time.
 	administration, administration6, collectorSide, patches, gatewaySide *e2e.Prober
 }
@@ -164,7 +166,8 @@ func (s *site) startTraffic(t testing.TB) {
 	s.office = echo(office, administration)
 	s.administration = to(s.office)
 	s.administration6 = to(echo(office, administration6))
-	s.collectorSide = to(echo(s.inside, collectorInside))
+	s.collectorEcho = echo(s.inside, collectorInside)
+	s.collectorSide = to(s.collectorEcho)
 	s.patches = to(echo(patches, patchServer))
 	s.gatewaySide = to(echo(s.gateway, gatewayTunnel))
 }

@@ -68,25 +68,38 @@ func run(t *testing.T, dir, program string, args ...string) {
 type notebook struct {
 	*debian.Guest
 	*e2e.Collector
+	dir string
+}
+
+// stage takes the notebook into the inventory by what it says of its TPM, as a
+// workshop does with notebooks that are on no delivery list.
+func (n *notebook) stage(t *testing.T) {
+	t.Helper()
+	printed := n.Must(t, "pfoertner-agent id --csv")
+	header, line, _ := strings.Cut(printed, "\n")
+	if !strings.HasPrefix(header, "asset_number;") || !strings.HasPrefix(line, ";") {
+		t.Fatalf("id --csv prints %q", printed)
+	}
+	inventory := filepath.Join(n.dir, "inventory.csv")
+	write(t, inventory, header+"\n"+asset+line)
+	n.Operator(t, "inventory", "import", inventory)
 }
 
 func newNotebook(t *testing.T) *notebook {
 	t.Helper()
 	dir := t.TempDir()
 	packages(t, dir)
-	c := e2e.StartCollector(t, filepath.Join(dir, "pfoertner-collector"), dir)
-	inventory, token, preseed := filepath.Join(dir, "inventory.csv"), filepath.Join(dir, "token"), filepath.Join(dir, "preseed")
+	maker := e2e.NewTPMMaker(t)
+	maker.Make(t, t.TempDir()) // its authorities exist from its first TPM on
+	c := e2e.StartCollector(t, filepath.Join(dir, "pfoertner-collector"), dir, e2e.VirtualRoots(maker))
+	preseed := filepath.Join(dir, "preseed")
 	_, port, err := net.SplitHostPort(c.Agents)
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, inventory, "asset_number;unit\n"+asset+";inneres/it\n")
-	c.Operator(t, "inventory", "import", inventory)
-	c.AllowSoftwareKey(t, asset)
-	write(t, token, c.Operator(t, "token", asset))
 	write(t, preseed, fmt.Sprintf("COLLECTOR=10.0.2.2:%s\nCA_FINGERPRINT=%s\nUNIT=inneres/it\n", port, c.Fingerprint))
-	guest := debian.New(t, nil, filepath.Join(dir, deb(older)), filepath.Join(dir, deb(newer)), token, preseed)
-	return &notebook{Guest: guest, Collector: c}
+	guest := debian.New(t, maker, filepath.Join(dir, deb(older)), filepath.Join(dir, deb(newer)), preseed)
+	return &notebook{Guest: guest, Collector: c, dir: dir}
 }
 
 func write(t *testing.T, name, text string) {
@@ -120,9 +133,21 @@ func (n *notebook) await(t *testing.T, version string) *fleetv1.Device {
 // One notebook's years, each part on what the one before has left.
 func TestPackageLivesThroughInstallationRestartUpgradeAndPurge(t *testing.T) {
 	n := newNotebook(t)
-	n.Must(t, "mkdir /etc/pfoertner && cp /files/preseed /etc/pfoertner && install -m 0600 /files/token /etc/pfoertner/token")
+	n.Must(t, "mkdir /etc/pfoertner && cp /files/preseed /etc/pfoertner")
 	n.Must(t, "DEBIAN_FRONTEND=noninteractive dpkg -i /files/"+deb(older))
+	n.stage(t)
+	n.Must(t, "systemctl restart pfoertner-agent") // it has been refused, and would wait
 	first := n.await(t, older)
+
+	t.Run("its key is in the TPM behind the kernel's resource manager", func(t *testing.T) {
+		key := first.GetKey()
+		if key.GetProtection() != fleetv1.KeyProtection_KEY_PROTECTION_TPM || !strings.Contains(n.Must(t, "pfoertner-agent id"), key.GetFingerprint()) {
+			t.Errorf("its key is %v", key)
+		}
+		if first.GetAttested().GetReading().GetState() != posturev1.ReadingState_READING_STATE_OBSERVED {
+			t.Errorf("the TPM vouches for nothing: %v", first.GetAttested())
+		}
+	})
 
 	t.Run("the encrypted root is seen", func(t *testing.T) {
 		var roots []string
