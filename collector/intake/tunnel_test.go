@@ -462,12 +462,16 @@ func TestAProofIsForItsOwnConnectionOnly(t *testing.T) {
 }
 
 func TestMessagesOutOfOrderEndTheCall(t *testing.T) {
+	huge, err := proto.Marshal(&agentv1.TunnelStatement{Gateway: strings.Repeat("g", maxStatement)})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, messages := range map[string][]*agentv1.ProveRequest{
 		"a proof first":    {proofOf(&agentv1.TunnelProof{})},
 		"nothing first":    {{}},
 		"two hellos":       {hello(), hello()},
 		"an empty proof":   {hello(), {}},
-		"a huge statement": {hello(), proofOf(&agentv1.TunnelProof{Statement: make([]byte, maxStatement+1)})},
+		"a huge statement": {hello(), proofOf(&agentv1.TunnelProof{Statement: huge})},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newTunnelHouse(t)
