@@ -18,6 +18,7 @@ import (
 	"pfoertner/internal/attest"
 	"pfoertner/internal/attest/chip"
 	"pfoertner/internal/e2e"
+	"pfoertner/internal/e2e/swtpm"
 	"pfoertner/internal/mtls"
 	"pfoertner/internal/posture"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
@@ -84,7 +85,7 @@ func (ad *administration) believe(t testing.TB) {
 
 // notebook is a machine with a TPM, and the agent's keys in it.
 type notebook struct {
-	tpm     *e2e.TPM
+	tpm     *swtpm.TPM
 	chip    *chip.Chip
 	ek      *chip.Endorsement
 	ak, key *chip.Key
@@ -103,7 +104,7 @@ func (ad *administration) notebook(t testing.TB, serial string) *notebook {
 	return n
 }
 
-func withTPM(t testing.TB, tpm *e2e.TPM, serial string) *notebook {
+func withTPM(t testing.TB, tpm *swtpm.TPM, serial string) *notebook {
 	t.Helper()
 	n := &notebook{tpm: tpm, serial: serial}
 	n.chip = chip.New(dial(tpm), nil)
@@ -112,7 +113,7 @@ func withTPM(t testing.TB, tpm *e2e.TPM, serial string) *notebook {
 	return n
 }
 
-func dial(tpm *e2e.TPM) func() (transport.TPMCloser, error) {
+func dial(tpm *swtpm.TPM) func() (transport.TPMCloser, error) {
 	return func() (transport.TPMCloser, error) { return linuxudstpm.Open(tpm.Socket) }
 }
 

@@ -111,7 +111,7 @@ func (h *bench) startAgent(b *testing.B) *e2e.Program {
 	b.Helper()
 	evict(b, "/var/lib/dpkg/status", "/var/lib/apt/lists/*")
 	agent := e2e.Start(b, "agent", exec.Command(h.path("pfoertner-agent"), "run", "--log-level", "debug",
-		"--collector", h.Agents, "--ca-file", h.CAFile, "--token-file", h.path("token"),
+		"--device-key", "software", "--collector", h.Agents, "--ca-file", h.CAFile, "--token-file", h.path("token"),
 		"--state-dir", h.path("agent"), "--status-file", h.path("agent", "status.json")))
 	says(b, agent, everySection)
 	if !e2e.Eventually(b, soon, func() bool { return strings.Contains(h.Operator(b, "devices", asset, "--json"), `"evidence"`) }) {

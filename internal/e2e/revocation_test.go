@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"pfoertner/internal/e2e"
 )
@@ -33,6 +34,22 @@ func TestLiveSessionIsCutWhenTheDiskTurnsUnencrypted(t *testing.T) {
 			closed(t, s.all()...)
 		})
 	}
+}
+
+// A notebook that is reported lost while it is connected.
+func TestSuspensionCutsTheSession(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, setting{})
+	s.startAgent(t, admit)
+	s.admitted(t)
+	s.operator(t, "suspend", asset, "--reason", "lost on the train")
+	answered := time.Now()
+	for _, p := range s.all() {
+		last := p.AwaitSilence(t, still, soon)
+		t.Logf("last packet %s after the order was answered: %s", last.Sub(answered), p)
+	}
+	s.awaitCut(t)
+	closed(t, s.all()...)
 }
 
 // awaitCut waits until the gate has told the collector that the session is gone.

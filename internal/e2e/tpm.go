@@ -3,23 +3,16 @@
 package e2e
 
 import (
-	"bytes"
 	"encoding/hex"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
-
-	"github.com/google/go-tpm/tpm2"
-	"github.com/google/go-tpm/tpm2/transport"
-	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 
 	"pfoertner/internal/attest"
-	"pfoertner/internal/attest/chip"
+	"pfoertner/internal/e2e/swtpm"
 )
 
 // TPMMaker makes TPMs as a manufacturer does: each gets certificates for its
@@ -53,23 +46,12 @@ func NewTPMMaker(t testing.TB) *TPMMaker {
 	}
 }
 
-// TPM is one TPM 2.0: a real swtpm with a state of its own.
-type TPM struct {
-	// Socket is where it takes commands; beside it, with the ending .ctrl, is what
-	// TPM software stacks ask for too.
-	Socket string
-
-	state   string
-	running *exec.Cmd
-	said    bytes.Buffer
-	ended   chan struct{}
-}
-
 // NewTPM makes a TPM and switches it on.
-func (m *TPMMaker) NewTPM(t testing.TB) *TPM {
+func (m *TPMMaker) NewTPM(t testing.TB) *swtpm.TPM {
 	t.Helper()
-	p := &TPM{state: t.TempDir()}
-	m.Make(t, p.state)
+	state := t.TempDir()
+	m.Make(t, state)
+	p := swtpm.Of(t, state)
 	p.On(t)
 	return p
 }
@@ -84,22 +66,11 @@ func (m *TPMMaker) Make(t testing.TB, state string) {
 	}
 }
 
-// Copy makes a second TPM with the state of this one, which is switched off:
-// what somebody can do who runs the host of a virtual machine.
-func (p *TPM) Copy(t testing.TB) *TPM {
-	t.Helper()
-	twin := &TPM{state: t.TempDir()}
-	if err := os.CopyFS(twin.state, os.DirFS(p.state)); err != nil {
-		t.Fatal(err)
-	}
-	return twin
-}
-
-// Endorsement is its endorsement key, as persons compare it and as delivery
+// Endorsement is a TPM's endorsement key, as persons compare it and as delivery
 // lists have it. Nobody else may use the TPM meanwhile.
-func (p *TPM) Endorsement(t testing.TB) (fingerprint, sha256 string) {
+func Endorsement(t testing.TB, p *swtpm.TPM) (fingerprint, sha256 string) {
 	t.Helper()
-	device := chip.New(func() (transport.TPMCloser, error) { return linuxudstpm.Open(p.Socket) }, nil)
+	device := p.Chip(t)
 	defer device.Close()
 	ek, err := device.Endorsement()
 	if err != nil {
@@ -117,72 +88,6 @@ func (p *TPM) Endorsement(t testing.TB) (fingerprint, sha256 string) {
 		t.Fatal(err)
 	}
 	return fingerprint, hex.EncodeToString(sum)
-}
-
-// On switches it on, if it is off: it counts a reset.
-func (p *TPM) On(t testing.TB) {
-	t.Helper()
-	if p.running != nil {
-		return
-	}
-	dir, err := os.MkdirTemp("", "tpm") // the path of a socket has to be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	if p.Socket == "" {
-		p.Socket = filepath.Join(dir, "tpm")
-		t.Cleanup(func() {
-			p.Off()
-			_ = os.RemoveAll(dir)
-		})
-	}
-	_ = os.Remove(p.Socket)
-	p.running = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+p.state,
-		"--server", "type=unixio,path="+p.Socket, "--ctrl", "type=unixio,path="+p.Socket+".ctrl", "--flags", "not-need-init,startup-clear")
-	p.running.Stdout, p.running.Stderr = &p.said, &p.said
-	if err := p.running.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	p.ended = ended
-	go func(program *exec.Cmd) {
-		_ = program.Wait()
-		close(ended)
-	}(p.running)
-	if !EventuallyEvery(t, time.Millisecond, readyLimit, func() bool {
-		conn, err := net.Dial("unix", p.Socket)
-		if err == nil {
-			_ = conn.Close()
-		}
-		return err == nil
-	}) {
-		t.Fatalf("swtpm does not listen: %s", p.said.String())
-	}
-}
-
-// Off switches it off.
-func (p *TPM) Off() {
-	if p.running == nil {
-		return
-	}
-	_ = p.running.Process.Kill()
-	<-p.ended
-	p.running = nil
-}
-
-// Clear is TPM2_Clear, as setting up a notebook anew does it: the endorsement
-// key stays, everything made under the owner's hierarchy is lost.
-func (p *TPM) Clear(t testing.TB) {
-	t.Helper()
-	conn, err := linuxudstpm.Open(p.Socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	_, err = tpm2.Clear{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHPlatform, Auth: tpm2.PasswordAuth(nil)}}.Execute(conn)
-	if err != nil {
-		t.Fatalf("TPM2_Clear: %v", err)
-	}
 }
 
 // VirtualRoots is the collector's setting that allows TPMs of these makers.

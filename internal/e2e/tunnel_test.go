@@ -4,6 +4,7 @@ package e2e_test
 
 import (
 	"strings"
+	"syscall"
 	"testing"
 
 	"pfoertner/internal/e2e"
@@ -28,6 +29,34 @@ func TestNotebookProvesItsTunnelAndIsAdmitted(t *testing.T) {
 	if listed := s.operator(t, "sessions", "--json"); !strings.Contains(listed, "TUNNEL_PROOF_STATE_PROVEN") {
 		t.Errorf("the session is admitted without a proof:\n%s", listed)
 	}
+
+	// A collector that was restarted has forgotten the proof and gets another.
+	s.collector.Kill()
+	s.startCollector(t)
+	s.awaitProofs(t, 2)
+	flows(t, s.all()...)
+	if events := s.operator(t, "events"); strings.Contains(events, "not_proven") {
+		t.Errorf("the session was cut:\n%s", events)
+	}
+}
+
+// awaitProofs waits until so many proofs were recorded.
+func (s *site) awaitProofs(t *testing.T, n int) {
+	t.Helper()
+	if !e2e.EventuallyEvery(t, patience, soon, func() bool { return strings.Count(s.operator(t, "events"), "tunnel.proven") == n }) {
+		t.Fatalf("not %d proofs:\n%s\n%s", n, s.operator(t, "events"), s.agent.Output())
+	}
+}
+
+// A client that connects anew keeps interface and address: nothing changes on
+// the notebook, but the session is another one. The collector asks for its proof.
+func TestNewSessionBehindTheSameTunnelIsProven(t *testing.T) {
+	t.Parallel()
+	s := proven(t, "5m")
+	client := s.admitted(t, "persist-tun", "persist-key")
+	client.Signal(syscall.SIGUSR1)
+	s.awaitProofs(t, 2)
+	flows(t, s.all()...)
 }
 
 // privatePC is a machine with an internet connection of its own.

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"pfoertner/internal/e2e"
+	"pfoertner/internal/e2e/swtpm"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
 
@@ -171,7 +172,7 @@ type pc struct {
 	city        *city
 	name        string
 	tree, state string
-	tpm         *e2e.TPM
+	tpm         *swtpm.TPM
 	agent       *e2e.Program
 	// fingerprint is what `pfoertner-agent id` shows of its TPM, and
 	// endorsementKey what a delivery list says.
@@ -188,7 +189,7 @@ func (c *city) newPC(t *testing.T, name string, maker *e2e.TPMMaker) *pc {
 	}
 	if maker != nil {
 		p.tpm = maker.NewTPM(t)
-		p.fingerprint, p.endorsementKey = p.tpm.Endorsement(t)
+		p.fingerprint, p.endorsementKey = e2e.Endorsement(t, p.tpm)
 		p.tpm.Off()
 	}
 	return p

@@ -19,7 +19,8 @@ import (
 // TPM is the TPM 2.0 of a machine: a real swtpm, with an endorsement key and no
 // certificate for it.
 type TPM struct {
-	// Socket is where it listens.
+	// Socket is where it listens; beside it, with the ending .ctrl, is what other
+	// TPM software asks for too.
 	Socket string
 	// Log is what the machine says it measured; empty: nothing.
 	Log []byte
@@ -28,8 +29,16 @@ type TPM struct {
 	stop  func()
 }
 
-// New is one fresh from the factory.
+// New is one fresh from the factory, switched on.
 func New(t testing.TB) *TPM {
+	t.Helper()
+	tpm := Of(t, t.TempDir())
+	tpm.On(t)
+	return tpm
+}
+
+// Of is the one whose state lies in a directory, switched off.
+func Of(t testing.TB, state string) *TPM {
 	t.Helper()
 	if _, err := exec.LookPath("swtpm"); err != nil {
 		t.Skip("SKIPPED: this test needs the program \"swtpm\"")
@@ -38,8 +47,7 @@ func New(t testing.TB) *TPM {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tpm := &TPM{Socket: filepath.Join(dir, "s"), state: t.TempDir()}
-	tpm.On(t)
+	tpm := &TPM{Socket: filepath.Join(dir, "s"), state: state}
 	t.Cleanup(func() {
 		tpm.Off()
 		_ = os.RemoveAll(dir) // temporary
@@ -55,6 +63,17 @@ func (p *TPM) Chip(t testing.TB) *chip.Chip {
 	return c
 }
 
+// Copy makes a second one with the same state: what somebody can do who runs
+// the host of virtual machines. It is switched off.
+func (p *TPM) Copy(t testing.TB) *TPM {
+	t.Helper()
+	state := t.TempDir()
+	if err := os.CopyFS(state, os.DirFS(p.state)); err != nil {
+		t.Fatal(err)
+	}
+	return Of(t, state)
+}
+
 // Off switches the machine off: it answers nobody, and forgets what was loaded.
 func (p *TPM) Off() {
 	if p.stop != nil {
@@ -63,12 +82,15 @@ func (p *TPM) Off() {
 	}
 }
 
-// On switches the machine on.
+// On switches the machine on, if it is off.
 func (p *TPM) On(t testing.TB) {
 	t.Helper()
+	if p.stop != nil {
+		return
+	}
 	var said bytes.Buffer
 	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+p.state,
-		"--server", "type=unixio,path="+p.Socket, "--flags", "not-need-init,startup-clear")
+		"--server", "type=unixio,path="+p.Socket, "--ctrl", "type=unixio,path="+p.Socket+".ctrl", "--flags", "not-need-init,startup-clear")
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -26,6 +26,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"pfoertner/internal/e2e"
+	"pfoertner/internal/e2e/swtpm"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
 
@@ -180,7 +181,7 @@ func (o *office) operatorArguments(args ...string) []string {
 // pc is a machine with a TPM.
 type pc struct {
 	name  string
-	tpm   *e2e.TPM
+	tpm   *swtpm.TPM
 	state string
 }
 
@@ -200,7 +201,7 @@ func (p *pc) certificate() string { return filepath.Join(p.state, "vpn", "certif
 // certificate. Then its agent ends: here no kernel lets others use the TPM too.
 func (o *office) equip(t *testing.T, p *pc) {
 	t.Helper()
-	_, endorsement := p.tpm.Endorsement(t)
+	_, endorsement := e2e.Endorsement(t, p.tpm)
 	list := filepath.Join(t.TempDir(), "inventory.csv")
 	if err := os.WriteFile(list, []byte("asset_number;endorsement_key_sha256\nNB-0001;"+endorsement+"\n"), 0o600); err != nil {
 		t.Fatal(err)

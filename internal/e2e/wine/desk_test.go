@@ -135,7 +135,7 @@ func (d *desk) writeToken(t testing.TB) {
 
 // settings are the properties of an installation that knows everything.
 func (d *desk) settings() []string {
-	return []string{"COLLECTOR=" + d.Agents, "CAFINGERPRINT=" + d.Fingerprint, `TOKENFILE=C:\test\token`, "UNIT=inneres/it"}
+	return []string{"COLLECTOR=" + d.Agents, "CAFINGERPRINT=" + d.Fingerprint, `TOKENFILE=C:\test\token`, "UNIT=inneres/it", "DEVICEKEY=software"}
 }
 
 // msiexec runs the installer silently and returns its exit status and its log.
