@@ -137,7 +137,7 @@ func (s *State) Bind(t Traits) error {
 	if stored == nil {
 		return s.saveBinding()
 	}
-	if !stored.of(t) {
+	if s.madeElsewhere(*stored, t) {
 		return s.setAside(time.Now(), false)
 	}
 	known := stored.with(t)
@@ -155,7 +155,19 @@ func (s *State) Copied(t Traits) (bool, error) {
 	if err != nil || stored == nil {
 		return false, err
 	}
-	return !stored.of(t), nil
+	return s.madeElsewhere(*stored, t), nil
+}
+
+// madeElsewhere says whether what is remembered is another machine than one with
+// these traits. Keys in a TPM are bound by it: beside it only a serial number
+// counts, which tells a copied virtual machine from its original. A new firmware
+// may write vendor and model in another way, and the notebook could not come
+// back without a token.
+func (s *State) madeElsewhere(stored binding, t Traits) bool {
+	if id, err := s.read(); err == nil && id.InTPM() {
+		t = Traits{Serial: t.Serial}
+	}
+	return !stored.of(t)
 }
 
 // readBinding returns nil for a binding that is not there or not readable as

@@ -324,6 +324,39 @@ func TestCopiedStateDirectoryIsOfNoUseOnAnotherMachine(t *testing.T) {
 	}
 }
 
+// A firmware update must not cost a notebook its identity: without a token it
+// could not come back.
+func TestFirmwareThatNamesTheModelOtherwiseCostsNoKeyInTheTPM(t *testing.T) {
+	made := identity.Traits{Model: "Hewlett-Packard\x00HP 840", Serial: "5CG-1", Install: "1"}
+	for name, c := range map[string]struct {
+		made, here identity.Traits
+		copied     bool
+	}{
+		"another vendor's name":             {made, identity.Traits{Model: "HP\x00HP 840", Serial: "5CG-1", Install: "1"}, false},
+		"another system, no serial number":  {identity.Traits{Install: "1"}, identity.Traits{Install: "2"}, false},
+		"a copied virtual machine, renamed": {made, identity.Traits{Model: "Hewlett-Packard\x00HP 840", Serial: "5CG-2", Install: "1"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newHardware(t)
+			d := newDesk(t, n)
+			if err := n.state.Bind(c.made); err != nil {
+				t.Fatal(err)
+			}
+			enrolled(t, n, d)
+			n.boot(t, filepath.Dir(n.state.Path()))
+			if copied, err := n.state.Copied(c.here); err != nil || copied != c.copied {
+				t.Errorf("id says copied: %v, %v", copied, err)
+			}
+			if err := n.state.Bind(c.here); errors.As(err, new(*identity.CopiedError)) != c.copied || !c.copied && err != nil {
+				t.Fatalf("binding: %v", err)
+			}
+			if _, err := n.state.Load(); errors.Is(err, identity.ErrNotEnrolled) != c.copied {
+				t.Errorf("loading: %v", err)
+			}
+		})
+	}
+}
+
 // The key of a copied file signs nothing anywhere else, whoever uses it how.
 func TestCopiedKeySignsNothingElsewhere(t *testing.T) {
 	ours, private := newHardware(t), newHardware(t)
