@@ -314,6 +314,9 @@ func (p *Program) Close() error {
 	if p.health != nil {
 		errs = append(errs, closeListener(p.health))
 	}
+	if p.intake != nil {
+		p.intake.Close() // alarms under way are stored first
+	}
 	if p.store != nil {
 		errs = append(errs, p.store.Close())
 	}

@@ -1,6 +1,7 @@
 package enrolment
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -40,7 +41,8 @@ func (r *Registry) Bind(ctx context.Context, actor, key string, sha256 []byte, r
 	d, kind := proto.CloneOf(old), "certificate.bound"
 	if remove {
 		kind = "certificate.unbound"
-		d.Asset.VpnCertificatesSha256 = slices.DeleteFunc(d.Asset.VpnCertificatesSha256, func(b []byte) bool { return string(b) == string(sha256) })
+		dropVPN(d, func(c *fleetv1.VpnCertificate) bool { return bytes.Equal(c.GetSha256(), sha256) })
+		d.Asset.VpnCertificatesSha256 = slices.DeleteFunc(d.Asset.VpnCertificatesSha256, func(b []byte) bool { return bytes.Equal(b, sha256) })
 	} else {
 		d.Asset.VpnCertificatesSha256 = append(d.Asset.VpnCertificatesSha256, sha256)
 	}

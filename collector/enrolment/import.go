@@ -144,6 +144,10 @@ func (row row) apply(old *fleetv1.Device, errs *lineErrors) *fleetv1.Device {
 			a.KeyProtection, problem = parseProtection(value)
 		case columnCertificates:
 			a.VpnCertificatesSha256, problem = parseSums(value)
+			// What the collector has issued itself is in no file.
+			for _, c := range d.GetVpnCertificates() {
+				a.VpnCertificatesSha256 = including(a.VpnCertificatesSha256, c.GetSha256())
+			}
 		case columnEndorsement:
 			var sums [][]byte
 			sums, problem = parseSums(value)

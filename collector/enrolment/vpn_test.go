@@ -88,6 +88,35 @@ func TestIssuedVPNCertificateIsKnownFromThenOn(t *testing.T) {
 
 // The one before stays for a day, or to its own end, and no restart and no
 // third one gives it more.
+// An inventory file knows what an external CA has issued, not what the
+// collector has.
+func TestInventoryFileLeavesIssuedVPNCertificatesAlone(t *testing.T) {
+	h := vpnHouse(t)
+	h.bindVPN(t, "first", 30*24*time.Hour)
+	file := "asset_number;vpn_certificate_sha256\nNB-1;" + hex.EncodeToString(sum("other")) + "\n"
+	if _, err := h.Import(t.Context(), "anna", []byte(file)); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.known(t, "external", "other", "first"); !slices.Equal(got, []string{"other", "first"}) {
+		t.Errorf("bound are %q", got)
+	}
+	if res := h.PlanImport([]byte(file)); res.GetUnchanged() != 1 {
+		t.Errorf("once more: %v", res)
+	}
+}
+
+func TestOperatorReleasesAnIssuedVPNCertificate(t *testing.T) {
+	h := vpnHouse(t)
+	h.bindVPN(t, "first", 30*24*time.Hour)
+	if err := h.Bind(t.Context(), "anna", "NB-1", sum("first"), true); err != nil {
+		t.Fatal(err)
+	}
+	d, _ := h.Device(vpnDevice)
+	if got := h.known(t, "external", "first"); !slices.Equal(got, []string{"external"}) || len(d.GetVpnCertificates()) != 0 {
+		t.Errorf("bound are %q, issued %v", got, d.GetVpnCertificates())
+	}
+}
+
 func TestFormerVPNCertificateEnds(t *testing.T) {
 	h := vpnHouse(t)
 	h.bindVPN(t, "first", 720*time.Hour)
