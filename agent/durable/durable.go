@@ -19,6 +19,18 @@ import (
 // loss of power. When it returns an error, the old content is untouched,
 // unless only the last sync went wrong.
 func WriteFile(name string, content []byte, mode fs.FileMode) error {
+	return write(name, content, mode, os.Rename)
+}
+
+// Create is WriteFile for a file that must not be there yet: of several programs
+// that create it at the same time one succeeds. The error of the others wraps
+// fs.ErrExist.
+func Create(name string, content []byte, mode fs.FileMode) error {
+	return write(name, content, mode, os.Link)
+}
+
+// write fills a temporary file and puts it in place.
+func write(name string, content []byte, mode fs.FileMode, place func(temp, name string) error) error {
 	temp, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
 	if err != nil {
 		return err
@@ -27,7 +39,7 @@ func WriteFile(name string, content []byte, mode fs.FileMode) error {
 	if err := fill(temp, content, mode); err != nil {
 		return fmt.Errorf("writing %s: %w", temp.Name(), err)
 	}
-	if err := os.Rename(temp.Name(), name); err != nil {
+	if err := place(temp.Name(), name); err != nil {
 		return err
 	}
 	return syncDirectory(filepath.Dir(name))

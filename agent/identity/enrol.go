@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
 
+	"pfoertner/agent/durable"
 	"pfoertner/agent/uplink"
 	"pfoertner/internal/attest"
 	"pfoertner/internal/attest/chip"
@@ -155,7 +157,13 @@ func (s *State) waitingKey(e Enrolment) (*Identity, error) {
 	case errors.Is(err, chip.ErrForeign):
 		return nil, s.setAside(time.Now(), true)
 	case errors.Is(err, ErrNotEnrolled):
-		return s.makeKey()
+		id, err := s.makeKey(durable.Create)
+		if errors.Is(err, fs.ErrExist) {
+			// Another process enrols this notebook too: at the command line,
+			// beside the service. One of both has the keys.
+			return s.waitingKey(e)
+		}
+		return id, err
 	case s.raises(err):
 		return s.raisedKey(err, e.Token)
 	case err != nil:
@@ -166,8 +174,8 @@ func (s *State) waitingKey(e Enrolment) (*Identity, error) {
 	return id, nil
 }
 
-// makeKey stores new keys, without a certificate.
-func (s *State) makeKey() (*Identity, error) {
+// makeKey stores new keys by write, without a certificate.
+func (s *State) makeKey(write writing) (*Identity, error) {
 	fresh := &Identity{}
 	if err := s.renewKey(fresh, time.Now()); err != nil {
 		return nil, err
@@ -175,7 +183,7 @@ func (s *State) makeKey() (*Identity, error) {
 	if err := s.renewAttestationKey(fresh, time.Now()); err != nil {
 		return nil, err
 	}
-	return fresh, s.Save(fresh)
+	return fresh, s.store(fresh, write)
 }
 
 // renewKey gives id a new device key.

@@ -2,6 +2,7 @@ package identity_test
 
 import (
 	"context"
+	"crypto"
 	"errors"
 	"log/slog"
 	"os"
@@ -70,6 +71,43 @@ func TestEnrolmentMakesADeviceThatSurvivesARestart(t *testing.T) {
 	}
 	if info, err := os.Stat(s.Path()); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("identity file: %v, %v", info.Mode(), err)
+	}
+}
+
+// interrupted lets something happen while a key is being made, which takes a TPM
+// seconds.
+type interrupted struct {
+	identity.Software
+	by func()
+}
+
+func (k interrupted) Generate() (crypto.Signer, error) {
+	k.by()
+	return k.Software.Generate()
+}
+
+// At the command line and by the service, at the same time: what one has
+// achieved the other must not overwrite.
+func TestTwoProcessesThatEnrolLeaveOneIdentity(t *testing.T) {
+	c, person := issuing(t), open(t)
+	service, err := identity.Open(filepath.Dir(person.Path()), interrupted{by: func() {
+		if _, err := person.Load(); err == nil {
+			return // the key beside the one in use
+		}
+		if _, err := person.Enrol(t.Context(), enrolment(c)); err != nil {
+			t.Error(err)
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := enrolment(c)
+	late.Token = "used up"
+	if _, err := service.Enrol(t.Context(), late); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("enrolling: %v", err)
+	}
+	if id, err := person.Load(); err != nil || !id.Enrolled() {
+		t.Errorf("the identity is lost: %v", err)
 	}
 }
 

@@ -35,7 +35,7 @@ func (s *State) nextKey(id *Identity) (*Identity, error) {
 	case err != nil && !errors.Is(err, ErrNotEnrolled) && !errors.Is(err, ErrBroken):
 		return nil, err
 	}
-	return s.next().makeKey()
+	return s.next().makeKey(durable.WriteFile)
 }
 
 // raisedKey returns the key in the TPM that is to replace a software key: that
@@ -51,7 +51,7 @@ func (s *State) raisedKey(other error, token string) (*Identity, error) {
 	case !errors.Is(err, ErrNotEnrolled) && !errors.Is(err, ErrBroken) && !errors.Is(err, ErrOtherKind):
 		return nil, err
 	}
-	return s.next().makeKey()
+	return s.next().makeKey(durable.WriteFile)
 }
 
 // unfinished returns the keys in the TPM that were to replace those of id by a

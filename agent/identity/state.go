@@ -132,7 +132,13 @@ func (s *State) read() (*Identity, error) {
 
 // Save replaces the identity. When it returns nil, the new one survives a loss
 // of power; when it does not, the old one is still there.
-func (s *State) Save(id *Identity) error {
+func (s *State) Save(id *Identity) error { return s.store(id, durable.WriteFile) }
+
+// writing is durable.WriteFile or durable.Create.
+type writing func(name string, content []byte, mode fs.FileMode) error
+
+// store is Save by another way of writing.
+func (s *State) store(id *Identity, write writing) error {
 	stored, err := s.keys.Store(id.Key)
 	if err != nil {
 		return fmt.Errorf("storing key: %w", err)
@@ -160,7 +166,7 @@ func (s *State) Save(id *Identity) error {
 	if err := s.saveBinding(); err != nil {
 		return err
 	}
-	if err := durable.WriteFile(s.path, content, 0o600); err != nil {
+	if err := write(s.path, content, 0o600); err != nil {
 		return fmt.Errorf("storing identity: %w", err)
 	}
 	return nil
