@@ -121,10 +121,6 @@ func (o options) run(ctx context.Context) error {
 	return session.Run(ctx, so)
 }
 
-// eventLog is what the machine of the tree says it measured; an error: it says
-// nothing.
-func (o options) eventLog() ([]byte, error) { return os.ReadFile(filepath.Join(o.tree, "eventlog")) }
-
 func (o options) target() uplink.Target {
 	return uplink.Target{Address: o.collector, ServerName: o.serverName, Version: version}
 }

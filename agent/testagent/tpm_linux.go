@@ -1,6 +1,9 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
+
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 
@@ -16,3 +19,7 @@ func (o options) keys() identity.Keys {
 	return identity.TPM{Chip: chip.New(
 		func() (transport.TPMCloser, error) { return linuxudstpm.Open(o.tpm) }, o.eventLog)}
 }
+
+// eventLog is what the machine of the tree says it measured; an error: it says
+// nothing.
+func (o options) eventLog() ([]byte, error) { return os.ReadFile(filepath.Join(o.tree, "eventlog")) }
