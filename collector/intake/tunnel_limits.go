@@ -83,13 +83,14 @@ func (l *tunnelLimits) tidy(now time.Time) {
 }
 
 // news says whether a refusal of a device is another one than its last, or
-// long after it. It is called between enter and release.
+// long after it. A call that has ended may still ask: a device that was
+// forgotten meanwhile has nothing new to say.
 func (l *tunnelLimits) news(deviceID, refusal string) bool {
 	now := l.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t := l.tries[deviceID]
-	if t.refusal == refusal && now.Sub(t.refusedAt) < newsAfter {
+	if t == nil || t.refusal == refusal && now.Sub(t.refusedAt) < newsAfter {
 		return false
 	}
 	t.refusal, t.refusedAt = refusal, now

@@ -566,6 +566,22 @@ func TestQuietDevicesAreForgotten(t *testing.T) {
 	}
 }
 
+// Prove returns when a call's time is over, and its work ends a little later.
+func TestARefusalAfterTheCallIsOverHarmsNobody(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	l := newTunnelLimits(func() time.Time { return now })
+	for i := range mostTried {
+		release, _ := l.enter(fmt.Sprint(i))
+		release()
+	}
+	now = now.Add(tunnelHelloWithin + tunnelWithin)
+	release, _ := l.enter("one more")
+	release()
+	if l.news("0", "s1 signature") {
+		t.Error("a device that is forgotten has news")
+	}
+}
+
 func FuzzParseStatement(f *testing.F) {
 	for _, addresses := range [][]string{nil, {addressA, "fd00::2"}, {"::ffff:10.8.0.2"}, {"fe80::1%eth0"}, {"x"}} {
 		raw, err := proto.Marshal(&agentv1.TunnelStatement{Gateway: "vpn1", SessionId: "ovpn/1", Addresses: addresses})
