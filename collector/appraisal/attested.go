@@ -235,11 +235,13 @@ func protectionWord(key *fleetv1.DeviceKey) string {
 	return "not known"
 }
 
-// textSoftwareKey says until when a software key is permitted.
+// textSoftwareKey says until when a software key is permitted, by the last day
+// on which it is: operators write that, and the permission ends with it.
 func textSoftwareKey(until time.Time) *posturev1.LocalText {
+	last := until.UTC().Add(-time.Nanosecond)
 	return local(
 		fmt.Sprintf("Nicht an das Gerät gebunden: Der Schlüssel liegt nicht im Sicherheitschip (TPM) und könnte kopiert werden. Das ist bis zum %s erlaubt.",
-			until.UTC().Format("02.01.2006")),
+			last.Format("02.01.2006")),
 		fmt.Sprintf("Not hardware-bound: the key is not in the security chip (TPM) and could be copied. That is permitted until %s.",
-			until.UTC().Format("2 January 2006")))
+			last.Format("2 January 2006")))
 }

@@ -484,6 +484,19 @@ func TestEveryResultSaysWhetherTheKeyIsBoundToTheHardware(t *testing.T) {
 }
 
 // The rules of the shipped policy about what is attested.
+// The command line is told the last day, and ends the permission with it.
+func TestAPermittedSoftwareKeyIsPermittedUntilItsLastDay(t *testing.T) {
+	for until, last := range map[time.Time][2]string{
+		time.Date(2027, 2, 1, 0, 0, 0, 0, time.UTC):   {"31.01.2027", "31 January 2027"},
+		time.Date(2027, 1, 31, 12, 0, 0, 0, time.UTC): {"31.01.2027", "31 January 2027"},
+	} {
+		text := textSoftwareKey(until)
+		if !strings.Contains(text.GetDe(), "bis zum "+last[0]+" erlaubt") || !strings.Contains(text.GetEn(), "until "+last[1]+".") {
+			t.Errorf("%s: %v", until, text)
+		}
+	}
+}
+
 func TestTheShippedPolicyAndTheTPM(t *testing.T) {
 	pcr := func(index uint32, reference posturev1.PcrReference) func(*posturev1.Attestation) {
 		return func(a *posturev1.Attestation) {
