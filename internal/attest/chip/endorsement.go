@@ -3,7 +3,6 @@ package chip
 import (
 	"crypto"
 	"encoding/asn1"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -107,8 +106,9 @@ func nvIndices(tpm transport.TPM) ([]tpm2.TPMHandle, error) {
 	}
 }
 
-// certificates reads all, those at own first. What cannot be read is left out:
-// it is the collector that decides what is missing.
+// certificates reads all, those at own first. What the TPM does not give out is
+// left out: it is the collector that decides what is missing. One that is busy is
+// not one without certificates.
 func certificates(tpm transport.TPM, indices []tpm2.TPMHandle, own tpm2.TPMHandle) ([][]byte, error) {
 	var first, others, above []byte
 	for _, index := range indices {
@@ -117,8 +117,7 @@ func certificates(tpm transport.TPM, indices []tpm2.TPMHandle, own tpm2.TPMHandl
 			continue
 		}
 		raw, err := readNV(tpm, index)
-		var rc tpm2.TPMRC
-		if err != nil && !errors.As(err, &rc) {
+		if unavailable(err) {
 			return nil, err
 		}
 		switch {
