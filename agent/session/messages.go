@@ -135,9 +135,7 @@ func (s *stream) untilRenewal(w *agentv1.Welcome) time.Duration {
 	return max(time.Until(leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore)/3)), 0)
 }
 
-// requestRenewal asks for a new certificate. What prevents it on this side, such
-// as a full disk or a TPM that does not answer, may pass: it is tried again, and
-// the stream goes on.
+// requestRenewal asks for a new certificate.
 func (s *stream) requestRenewal() error {
 	s.beside(func() func() error {
 		renewal, err := s.State.Renew(s.id)
@@ -146,14 +144,20 @@ func (s *stream) requestRenewal() error {
 				return errRenewed
 			}
 			if err != nil {
-				s.Log.Error("certificate is not renewed", "error", err)
-				s.renew = time.After(renewalRetry)
-				return nil
+				return s.putOffRenewal(err)
 			}
 			s.renewal = renewal
 			return s.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Renewal{Renewal: renewal.Request()}})
 		}
 	})
+	return nil
+}
+
+// putOffRenewal asks again later. What prevents a renewal on this side, such as a
+// full disk or a TPM that does not answer, may pass: the stream goes on.
+func (s *stream) putOffRenewal(err error) error {
+	s.Log.Error("certificate is not renewed", "error", err)
+	s.renewal, s.renew = nil, time.After(renewalRetry)
 	return nil
 }
 
@@ -172,7 +176,7 @@ func (s *stream) proveRenewal(c *agentv1.RenewalChallenge) error {
 		return func() error {
 			s.proving = false
 			if err != nil {
-				return fmt.Errorf("renewing certificate: %w", err)
+				return s.putOffRenewal(err)
 			}
 			return s.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_RenewalProof{RenewalProof: proof}})
 		}

@@ -36,28 +36,43 @@ func (s *stream) beside(work func() (then func() error)) {
 	})
 }
 
-// quote answers a question to the TPM.
+// quote answers a question to the TPM. While it works on one, only the newest
+// waits: the collector has one at a time, and no number of them piles up here.
 func (s *stream) quote(nonce []byte) error {
+	s.question = nonce
+	if s.answering {
+		return nil
+	}
 	exporter, err := mtls.Exporter(s.rpc.Context())
 	if err != nil {
 		return err
 	}
+	s.question, s.answering = nil, true
 	s.beside(func() func() error {
 		q, err := s.id.Quote(nonce, exporter)
 		if err != nil {
 			q = &agentv1.Quote{Nonce: nonce, Failure: err.Error()}
 		}
-		return func() error {
-			if q.GetFailure() != "" {
-				s.Log.Warn("the TPM does not quote", "reason", q.GetFailure())
-			}
-			if err := s.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Quote{Quote: q}}); err != nil {
-				return err
-			}
-			return s.quoted()
-		}
+		return func() error { return s.answer(q) }
 	})
 	return nil
+}
+
+// answer sends a quote, and goes on with the question that came meanwhile.
+func (s *stream) answer(q *agentv1.Quote) error {
+	s.answering = false
+	if q.GetFailure() != "" {
+		s.Log.Warn("the TPM does not quote", "reason", q.GetFailure())
+	}
+	if err := s.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Quote{Quote: q}}); err != nil {
+		return err
+	}
+	if s.question != nil {
+		if err := s.quote(s.question); err != nil {
+			return err
+		}
+	}
+	return s.quoted()
 }
 
 // quoted lets the first report go.

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	"pfoertner/agent/testcollector"
 	"pfoertner/internal/attest"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
@@ -98,4 +100,63 @@ func TestSlowTPMHoldsUpNoStream(t *testing.T) {
 		t.Errorf("quote %v", q)
 	}
 	s.Acknowledge(t, s.Report(t))
+}
+
+// A collector that asks all the time gets no more work out of a notebook than
+// its TPM does: only the newest question waits.
+func TestQuestionsToTheTPMDoNotPileUp(t *testing.T) {
+	o := newChipOffice(t)
+	o.Listen()
+	_, state := o.device(t)
+	var busy *agent
+	start(t, o.Collector, state, func(a *agent) {
+		busy = a
+		a.turn <- struct{}{} // it works on something
+	})
+	s := o.Next(t)
+	question := func(i int) []byte { return bytes.Repeat([]byte{byte(i)}, attest.NonceBytes) }
+	asks(t, s, question(1))
+	const last = 50
+	for i := 2; i <= last; i++ {
+		s.Say(t, &agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Collect{Collect: &agentv1.Collect{QuoteNonce: question(i)}}})
+	}
+	isPresent(t, s) // it has read them all
+	<-busy.turn
+	for _, i := range []int{1, last} {
+		m := s.Take(t)
+		for m.GetReport() != nil {
+			s.Acknowledge(t, m.GetReport())
+			m = s.Take(t)
+		}
+		if q := m.GetQuote(); !bytes.Equal(q.GetNonce(), question(i)) || len(q.GetMessage()) == 0 {
+			t.Errorf("question %d is answered by %v", i, m)
+		}
+	}
+}
+
+// A renewal can wait; what the notebook reports cannot.
+func TestTPMThatFailsInARenewalEndsNoStream(t *testing.T) {
+	o := newChipOffice(t)
+	o.Listen()
+	tpm, state := o.device(t)
+	a := start(t, o.Collector, state)
+	s := o.Next(t)
+	s.Nonce = bytes.Repeat([]byte{1}, 16)
+	s.Say(t, &agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Welcome{Welcome: &agentv1.Welcome{
+		Nonce: s.Nonce, RenewAfter: durationpb.New(0),
+	}}})
+	for reported, asked := false, false; !reported || !asked; {
+		m := s.Take(t)
+		if m.GetReport() != nil {
+			s.Acknowledge(t, m.GetReport())
+		}
+		reported, asked = reported || m.GetReport() != nil, asked || m.GetRenewal() != nil
+	}
+	tpm.Off()
+	s.Say(t, &agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_RenewalChallenge{
+		RenewalChallenge: &agentv1.RenewalChallenge{Nonce: make([]byte, attest.NonceBytes)},
+	}})
+	isPresent(t, s) // it works on the challenge by now
+	a.slow.Wait()
+	isPresent(t, s)
 }

@@ -69,7 +69,10 @@ type stream struct {
 	renewal *identity.Renewal
 	proving bool // the answer is this side's to give
 
-	quoting <-chan time.Time // until when the first report waits for a quote; nil: it does not
+	quoting   <-chan time.Time // until when the first report waits for a quote; nil: it does not
+	question  []byte           // the nonce of the question that waits for the TPM; nil: none does
+	answering bool             // the TPM works on another
+
 	worked  chan func() error
 	vpn     vpnKey
 	silence *time.Timer // ends the stream when an answer is overdue

@@ -36,6 +36,7 @@ type vpnKey struct {
 	due     <-chan time.Time      // when to look whether to ask
 	busy    bool                  // looking or asking
 	attempt *vpnkey.Attempt       // waits for an answer
+	proving bool                  // has been challenged
 }
 
 // wantVPNKey takes the collector's word that it issues VPN certificates.
@@ -80,15 +81,16 @@ func (s *stream) askVPNKey() error {
 
 // vpnKeyDone looks again later.
 func (s *stream) vpnKeyDone(again time.Duration) error {
-	s.vpn.busy, s.vpn.attempt, s.vpn.due = false, nil, time.After(again)
+	s.vpn.busy, s.vpn.proving, s.vpn.attempt, s.vpn.due = false, false, nil, time.After(again)
 	return nil
 }
 
 func (s *stream) proveVPNKey(c *agentv1.VpnKeyChallenge) error {
 	attempt := s.vpn.attempt
-	if attempt == nil {
+	if attempt == nil || s.vpn.proving {
 		return errors.New("collector challenges a VPN key that it was not asked for")
 	}
+	s.vpn.proving = true
 	exporter, err := mtls.Exporter(s.rpc.Context())
 	if err != nil {
 		return fmt.Errorf("proving VPN key: %w", err)
@@ -115,7 +117,7 @@ func (s *stream) completeVPNKey(m *agentv1.VpnCertificate) error {
 	if attempt == nil {
 		return errors.New("collector issues a VPN certificate that it was not asked for")
 	}
-	s.vpn.attempt = nil
+	s.vpn.attempt, s.vpn.proving = nil, false
 	s.beside(func() func() error {
 		sum, err := attempt.Complete(m)
 		if err != nil {
