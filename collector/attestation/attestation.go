@@ -33,6 +33,9 @@ var (
 	// ErrCloned is wrapped by the error for a genuine statement that contradicts
 	// an earlier one: there are two TPMs with one state.
 	ErrCloned = errors.New("two TPMs have one state")
+	// ErrOvertaken is wrapped by the error for a statement that arrived after one
+	// that the TPM made later, on another connection. It proves nothing.
+	ErrOvertaken = errors.New("a later statement of the TPM was faster")
 )
 
 // Validity is how long an Attestation counts.

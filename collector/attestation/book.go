@@ -31,7 +31,10 @@ type entry struct {
 	// judging lets one statement of a device at a time be compared with the one
 	// before, and stored.
 	judging sync.Mutex
-	known   Known
+	// heard is when the newest statement arrived; zero: none since the collector
+	// started. It belongs to who holds judging.
+	heard time.Time
+	known Known
 	// rated is known.Attestation with its PCRs compared with the model's; nil:
 	// there is none.
 	rated *posturev1.Attestation
@@ -80,6 +83,7 @@ func (b *Book) Put(k Known) {
 	e := b.entryFor(k.DeviceID)
 	_ = b.change(e, func() error { // no error can come of it
 		b.publish(e, k)
+		e.heard = b.Now()
 		return nil
 	})
 }

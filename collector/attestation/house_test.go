@@ -166,6 +166,11 @@ func asked() []byte {
 	return bytes.Repeat([]byte{nonces}, attest.NonceBytes)
 }
 
+// question asks a nonce now.
+func (h *house) question(nonce []byte) attestation.Question {
+	return attestation.Question{Nonce: nonce, Exporter: h.exporter, Asked: h.now}
+}
+
 // quote lets a machine quote, and the book judge it.
 func (h *house) quote(id string, p *attesttest.TPM, change ...func(*agentv1.Quote)) (*posturev1.Attestation, error) {
 	h.t.Helper()
@@ -174,7 +179,7 @@ func (h *house) quote(id string, p *attesttest.TPM, change ...func(*agentv1.Quot
 	for _, f := range change {
 		f(q)
 	}
-	return h.Judge(h.t.Context(), id, nonce, h.exporter, q)
+	return h.Judge(h.t.Context(), id, h.question(nonce), q)
 }
 
 // quotes fails the test unless the quote counts.

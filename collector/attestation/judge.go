@@ -13,23 +13,32 @@ import (
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
-// Judge judges a quote that answers a nonce of ours on a connection (exporter),
-// and returns what it proves. That the nonce is answered only once, and in time,
-// is the caller's business. The error wraps ErrRefused or ErrCloned, or is the
-// store's; then nothing has changed.
+// Question is what a device's TPM was asked on one connection.
+type Question struct {
+	// Nonce was made for it, Exporter is the channel binding of the connection.
+	Nonce, Exporter []byte
+	// Asked is when, by the clock of the Book's Options; the TPM has answered later.
+	Asked time.Time
+}
+
+// Judge judges a quote that answers a question, and returns what it proves. That
+// it is answered only once, and in time, is the caller's business. The error
+// wraps ErrRefused, ErrCloned or ErrOvertaken, or is the store's; then nothing
+// has changed.
 //
 // Every quote is stored, also one that says nothing new but a later time: a
 // collector that forgot the time at a restart would take an older copy of the
 // TPM for the original. The store commits the quotes of many devices together.
-func (b *Book) Judge(ctx context.Context, deviceID string, nonce, exporter []byte, q *agentv1.Quote) (*posturev1.Attestation, error) {
+func (b *Book) Judge(ctx context.Context, deviceID string, asked Question, q *agentv1.Quote) (*posturev1.Attestation, error) {
 	quote := &attest.Quote{Message: q.GetMessage(), Signature: q.GetSignature(), Values: q.GetPcrValues(), EventLog: q.GetEventLog()}
 	if len(quote.Values) == 0 {
 		quote.Values = nil
 	}
+	heard := b.Now()
 	err := b.stated(deviceID, func(e *entry) error {
 		var proven *attest.Attested
-		k, err := e.known.stated(func(ak *attest.Key) (attest.Clock, error) {
-			a, err := quote.Verify(ak, attest.Qualify(attest.PurposeQuote, nonce, exporter))
+		k, err := e.states(asked.Asked, func(ak *attest.Key) (attest.Clock, error) {
+			a, err := quote.Verify(ak, attest.Qualify(attest.PurposeQuote, asked.Nonce, asked.Exporter))
 			if err != nil {
 				return attest.Clock{}, err
 			}
@@ -42,6 +51,7 @@ func (b *Book) Judge(ctx context.Context, deviceID string, nonce, exporter []byt
 		if err := b.save(ctx, e, k.Quoted(proven, b.Now())); err != nil {
 			return err
 		}
+		e.heard = heard
 		b.learn(ctx, e)
 		return nil
 	})
@@ -51,30 +61,42 @@ func (b *Book) Judge(ctx context.Context, deviceID string, nonce, exporter []byt
 	return b.Attestation(deviceID), nil
 }
 
-// Certified verifies that the device's attestation key certifies another key
-// for a purpose, a nonce and a connection (exporter), and that the TPM is the
-// one that stated everything before. The error wraps ErrRefused or ErrCloned,
-// or is the store's.
-func (b *Book) Certified(ctx context.Context, deviceID string, key *attest.Key, purpose attest.Purpose, nonce, exporter, message, signature []byte) error {
-	return b.follow(ctx, deviceID, func(ak *attest.Key) (attest.Clock, error) {
-		return attest.VerifyCertified(ak, key, attest.Qualify(purpose, nonce, exporter), message, signature)
+// Certified verifies that the device's attestation key certifies another key in
+// answer to a question, for a purpose, and that the TPM is the one that stated
+// everything before. The error wraps ErrRefused, ErrCloned or ErrOvertaken, or is
+// the store's.
+func (b *Book) Certified(ctx context.Context, deviceID string, key *attest.Key, purpose attest.Purpose, asked Question, message, signature []byte) error {
+	return b.follow(ctx, deviceID, asked.Asked, func(ak *attest.Key) (attest.Clock, error) {
+		return attest.VerifyCertified(ak, key, attest.Qualify(purpose, asked.Nonce, asked.Exporter), message, signature)
 	})
 }
 
-// Follow compares the time of another statement by the device's attestation
-// key, which the caller has verified, with the newest. The error wraps
-// ErrRefused or ErrCloned, or is the store's.
-func (b *Book) Follow(ctx context.Context, deviceID string, c attest.Clock) error {
-	return b.follow(ctx, deviceID, func(*attest.Key) (attest.Clock, error) { return c, nil })
+// Follow compares the time of a statement by an attestation key (TPMT_PUBLIC),
+// which the caller has asked for at a moment and verified, with the newest. The
+// error wraps ErrRefused, also for a key that is not the device's, ErrCloned or
+// ErrOvertaken, or is the store's.
+func (b *Book) Follow(ctx context.Context, deviceID string, ak []byte, asked time.Time, c attest.Clock) error {
+	name := attest.Name(ak)
+	return b.follow(ctx, deviceID, asked, func(known *attest.Key) (attest.Clock, error) {
+		if !bytes.Equal(known.Name, name) {
+			return attest.Clock{}, errors.New("by another attestation key")
+		}
+		return c, nil
+	})
 }
 
-func (b *Book) follow(ctx context.Context, deviceID string, verify func(ak *attest.Key) (attest.Clock, error)) error {
+func (b *Book) follow(ctx context.Context, deviceID string, asked time.Time, verify func(ak *attest.Key) (attest.Clock, error)) error {
+	heard := b.Now()
 	return b.stated(deviceID, func(e *entry) error {
-		k, err := e.known.stated(verify)
+		k, err := e.states(asked, verify)
 		if err != nil {
 			return fmt.Errorf("certification by device %s: %w", deviceID, err)
 		}
-		return b.save(ctx, e, k)
+		if err := b.save(ctx, e, k); err != nil {
+			return err
+		}
+		e.heard = heard
+		return nil
 	})
 }
 
@@ -121,6 +143,17 @@ func (b *Book) stated(deviceID string, fn func(e *entry) error) error {
 		}
 		return fn(e)
 	})
+}
+
+// states is what is known after an answer to a question that was asked at a
+// moment. Whoever can hold up packets can let a statement arrive after later
+// ones: that one contradicts nothing which was asked before the other was here.
+func (e *entry) states(asked time.Time, verify func(ak *attest.Key) (attest.Clock, error)) (Known, error) {
+	k, err := e.known.stated(verify)
+	if errors.Is(err, ErrCloned) && asked.Before(e.heard) {
+		return Known{}, ErrOvertaken
+	}
+	return k, err
 }
 
 // stated is what is known after a statement that verify accepts for one of the

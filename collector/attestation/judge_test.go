@@ -57,12 +57,12 @@ func TestQuoteThatDoesNotVerifyProvesNothing(t *testing.T) {
 	other := attesttest.New(t)
 	for name, tc := range map[string]func(h *house, p *attesttest.TPM) error{
 		"another nonce": func(h *house, p *attesttest.TPM) error {
-			_, err := h.Judge(t.Context(), "a", asked(), h.exporter, p.Quote(t, asked(), h.exporter))
+			_, err := h.Judge(t.Context(), "a", h.question(asked()), p.Quote(t, asked(), h.exporter))
 			return err
 		},
 		"another connection": func(h *house, p *attesttest.TPM) error {
 			nonce := asked()
-			_, err := h.Judge(t.Context(), "a", nonce, h.exporter, p.Quote(t, nonce, bytes.Repeat([]byte{1}, 32)))
+			_, err := h.Judge(t.Context(), "a", h.question(nonce), p.Quote(t, nonce, bytes.Repeat([]byte{1}, 32)))
 			return err
 		},
 		"another TPM": func(h *house, _ *attesttest.TPM) error { _, err := h.quote("a", other); return err },
@@ -77,13 +77,13 @@ func TestQuoteThatDoesNotVerifyProvesNothing(t *testing.T) {
 			return err
 		},
 		"nothing": func(h *house, _ *attesttest.TPM) error {
-			_, err := h.Judge(t.Context(), "a", asked(), h.exporter, &agentv1.Quote{})
+			_, err := h.Judge(t.Context(), "a", h.question(asked()), &agentv1.Quote{})
 			return err
 		},
 		"a certification": func(h *house, p *attesttest.TPM) error {
 			nonce := asked()
 			m, s := p.Certify(t, attesttest.NewKey(t), attest.Qualify(attest.PurposeQuote, nonce, h.exporter))
-			_, err := h.Judge(t.Context(), "a", nonce, h.exporter, &agentv1.Quote{Message: m, Signature: s})
+			_, err := h.Judge(t.Context(), "a", h.question(nonce), &agentv1.Quote{Message: m, Signature: s})
 			return err
 		},
 	} {
@@ -157,16 +157,55 @@ func TestTPMThatContradictsItsClockIsACopy(t *testing.T) {
 				}
 				nonce := asked()
 				m, s := clone.Certify(t, key, attest.Qualify(attest.PurposeCertify, nonce, h.exporter))
-				err = h.Certified(t.Context(), "a", parsed, attest.PurposeCertify, nonce, h.exporter, m, s)
+				err = h.Certified(t.Context(), "a", parsed, attest.PurposeCertify, h.question(nonce), m, s)
 				if errors.Is(err, attestation.ErrCloned) != tc.cloned {
 					t.Errorf("certified %v", err)
 				}
-				if err := h.Follow(t.Context(), "a", clone.Clock); errors.Is(err, attestation.ErrCloned) != tc.cloned {
+				if err := h.Follow(t.Context(), "a", clone.AK.Area, h.now, clone.Clock); errors.Is(err, attestation.ErrCloned) != tc.cloned {
 					t.Errorf("followed %v", err)
 				}
 			})
 		}
 	}
+}
+
+// Somebody on the line holds up what the notebook says, until it has connected
+// anew and stated something later: that must not look like two TPMs.
+func TestStatementThatWasHeldUpOnTheWayIsNoCopy(t *testing.T) {
+	h := newHouse(t)
+	p := h.enrolled("a")
+	first := h.question(asked())
+	heldUp := p.Quote(t, first.Nonce, first.Exporter)
+	key := attesttest.NewKey(t)
+	parsed, err := attest.ParseSigningKey(key.Area)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certified, signature := p.Certify(t, key, attest.Qualify(attest.PurposeVPN, first.Nonce, first.Exporter))
+	earlier := p.Clock
+	h.now = h.now.Add(20 * time.Second)
+	h.quotes("a", p)
+	stands, clock := h.Attestation("a"), h.shelf.tpms["a"].Clock
+	h.now = h.now.Add(time.Second)
+
+	_, err = h.Judge(t.Context(), "a", first, heldUp)
+	wantError(t, err, attestation.ErrOvertaken)
+	wantError(t, h.Certified(t.Context(), "a", parsed, attest.PurposeVPN, first, certified, signature), attestation.ErrOvertaken)
+	wantError(t, h.Follow(t.Context(), "a", p.AK.Area, first.Asked, earlier), attestation.ErrOvertaken)
+	if h.Attestation("a") != stands || h.shelf.tpms["a"].Clock != clock {
+		t.Error("it changed something")
+	}
+	// Who is asked only now and is behind, is a copy all the same.
+	wantError(t, h.Follow(t.Context(), "a", p.AK.Area, h.now, earlier), attestation.ErrCloned)
+}
+
+// An enrolment that began with one attestation key ends when a renewal has made
+// another known: their clocks have nothing to do with each other.
+func TestClockOfAnotherAttestationKeyIsNotCompared(t *testing.T) {
+	h := newHouse(t)
+	p := h.enrolled("a")
+	h.quotes("a", p)
+	wantError(t, h.Follow(t.Context(), "a", attesttest.NewAK(t).Area, h.now, attest.Clock{}), attestation.ErrRefused)
 }
 
 // Its time must be on the disk before a quote counts.
@@ -347,14 +386,14 @@ func FuzzQuote(f *testing.F) {
 	genuine := h.quotes("a", p)
 	f.Fuzz(func(t *testing.T, message, signature, value, log []byte) {
 		forged := &agentv1.Quote{Message: message, Signature: signature, PcrValues: [][]byte{value}, EventLog: log}
-		if _, err := h.Judge(t.Context(), "a", nonce, h.exporter, forged); !errors.Is(err, attestation.ErrRefused) {
+		if _, err := h.Judge(t.Context(), "a", h.question(nonce), forged); !errors.Is(err, attestation.ErrRefused) {
 			t.Errorf("judged %v", err)
 		}
 		// A genuine quote with a log of the notebook's making: what it proves is
 		// what was measured.
 		whole := p.Quote(t, nonce, h.exporter)
 		whole.EventLog = log
-		a, err := h.Judge(t.Context(), "a", nonce, h.exporter, whole)
+		a, err := h.Judge(t.Context(), "a", h.question(nonce), whole)
 		if err != nil {
 			t.Fatal(err)
 		}

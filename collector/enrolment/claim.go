@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"fmt"
+	"time"
 
 	"pfoertner/internal/attest"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
@@ -22,6 +23,8 @@ type applicant struct {
 	ekSHA256    []byte
 	fingerprint string
 
+	// asked is when it was challenged.
+	asked time.Time
 	// proven is what the TPM has proven; nil for a software key.
 	proven *attest.Attested
 }

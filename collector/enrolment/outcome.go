@@ -75,13 +75,8 @@ func (s *Server) sameTPM(ctx context.Context, a *applicant, c *candidacy) error 
 	if !c.hardware || c.ak != akSame {
 		return nil
 	}
-	id, clock := c.device.GetId(), a.proven.Clock
-	var err error
-	if bytes.Equal(a.hello.GetTpm().GetAkPublic(), c.known.AttestationKey) {
-		err = s.Book.Follow(ctx, id, clock)
-	} else if !clock.Follows(c.known.PreviousClock) {
-		err = fmt.Errorf("%w: before the attestation key was changed", attestation.ErrCloned)
-	}
+	id := c.device.GetId()
+	err := s.Book.Follow(ctx, id, a.hello.GetTpm().GetAkPublic(), a.asked, a.proven.Clock)
 	if errors.Is(err, attestation.ErrCloned) {
 		if alarm := s.Registry.Alarm(ctx, id, "cloned", err.Error()); alarm != nil {
 			return alarm

@@ -33,10 +33,10 @@ type Issuer interface {
 // Book is what is known of devices' TPMs (attestation.Book).
 type Book interface {
 	Known(deviceID string) (attestation.Known, bool)
-	// Follow compares the clock of a known attestation key with the newest that
-	// it has stated, and keeps it. The error wraps attestation.ErrCloned when
-	// it cannot be the same TPM.
-	Follow(ctx context.Context, deviceID string, c attest.Clock) error
+	// Follow compares the clock that a known attestation key has stated when it
+	// was asked with the newest, and keeps it. The error wraps
+	// attestation.ErrCloned when it cannot be the same TPM.
+	Follow(ctx context.Context, deviceID string, ak []byte, asked time.Time, c attest.Clock) error
 	// Put takes what the store has committed.
 	Put(k attestation.Known)
 }
@@ -206,6 +206,7 @@ func (s *Server) challenge(ctx context.Context, stream enrolStream, a *applicant
 	if err != nil {
 		return err
 	}
+	a.asked = s.Now()
 	challenge, judge, err := a.ask(exporter)
 	if err != nil {
 		return err

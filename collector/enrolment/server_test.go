@@ -684,9 +684,11 @@ func FuzzEnrol(f *testing.F) {
 // noTPMs is a Book that knows of none.
 type noTPMs struct{}
 
-func (noTPMs) Known(string) (attestation.Known, bool)             { return attestation.Known{}, false }
-func (noTPMs) Follow(context.Context, string, attest.Clock) error { return attestation.ErrRefused }
-func (noTPMs) Put(attestation.Known)                              {}
+func (noTPMs) Known(string) (attestation.Known, bool) { return attestation.Known{}, false }
+func (noTPMs) Put(attestation.Known)                  {}
+func (noTPMs) Follow(context.Context, string, []byte, time.Time, attest.Clock) error {
+	return attestation.ErrRefused
+}
 
 func must[T any](v T, err error) func(testing.TB) T {
 	return func(t testing.TB) T {

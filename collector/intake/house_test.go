@@ -309,17 +309,18 @@ func newHouse(t testing.TB, change ...func(*Options)) *house {
 		authority: a,
 		listener:  bufconn.Listen(1 << 16),
 	}
-	h.book, err = attestation.New(t.Context(), attestation.Options{Store: h.shelf, Device: h.door.Device})
-	if err != nil {
-		t.Fatal(err)
-	}
 	o := Options{
-		Registry: h.door, Verifier: h.desk, Reports: h.desk, Issuer: a, TPMs: h.book, Audit: h.shelf,
+		Registry: h.door, Verifier: h.desk, Reports: h.desk, Issuer: a, Audit: h.shelf,
 		ReportInterval: func() time.Duration { return 5 * time.Minute }, Version: "test",
 	}
 	for _, f := range change {
 		f(&o)
 	}
+	h.book, err = attestation.New(t.Context(), attestation.Options{Store: h.shelf, Device: h.door.Device, Now: o.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.TPMs = h.book
 	h.Service = NewService(o)
 	h.server = grpc.NewServer(h.ServerOptions(h.TLS(a.ServerCertificate, a.Devices()))...)
 	agentv1.RegisterSessionServiceServer(h.server, h.Service)

@@ -38,8 +38,9 @@ type questions struct {
 	mu      sync.Mutex
 	quotes  bool // the device has a TPM, and an agent that quotes
 	stopped bool
-	open    []byte // nonce of the one to be answered; nil: there is none
-	missed  []byte // of the newest that was not answered in time
+	open    []byte    // nonce of the one to be answered; nil: there is none
+	asked   time.Time // of the newest question
+	missed  []byte    // of the newest that was not answered in time
 	timer   *time.Timer
 }
 
@@ -86,7 +87,7 @@ func (st *session) question(ctx context.Context, within time.Duration) []byte {
 	}
 	nonce := make([]byte, attest.NonceBytes)
 	rand.Read(nonce) // never returns an error
-	q.open = nonce
+	q.open, q.asked = nonce, st.service.Now()
 	if q.timer != nil {
 		q.timer.Stop()
 	}
@@ -127,27 +128,28 @@ func (st *session) late(ctx context.Context, nonce []byte, within time.Duration)
 }
 
 // answer takes the nonce of an answer: it says whether the question was open,
-// and closes it.
-func (q *questions) answer(nonce []byte) (open, tooLate bool) {
+// and closes it. asked is when it was asked.
+func (q *questions) answer(nonce []byte) (asked time.Time, open, tooLate bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if same(nonce, q.open) {
 		q.open = nil
 		q.timer.Stop()
-		return true, false
+		return q.asked, true, false
 	}
 	if same(nonce, q.missed) {
 		q.missed = nil
-		return false, true
+		return time.Time{}, false, true
 	}
-	return false, false
+	return time.Time{}, false, false
 }
 
 // quote takes the answer to a question. A TPM that does not quote has proven
 // nothing; one that quotes something wrong ends the stream; one that contradicts
 // what it stated before is a copy.
 func (st *session) quote(ctx context.Context, m *agentv1.Quote) error {
-	switch open, tooLate := st.questions.answer(m.GetNonce()); {
+	asked, open, tooLate := st.questions.answer(m.GetNonce())
+	switch {
 	case tooLate:
 		return nil
 	case !open:
@@ -158,7 +160,7 @@ func (st *session) quote(ctx context.Context, m *agentv1.Quote) error {
 		st.askAgain(quoteRetry)
 		return nil
 	}
-	err := st.judge(ctx, m)
+	err := st.judge(ctx, m, asked)
 	st.quoted(err)
 	if err == nil {
 		st.askAgain(quoteEvery)
@@ -168,7 +170,7 @@ func (st *session) quote(ctx context.Context, m *agentv1.Quote) error {
 
 // judge has a quote judged when it is its turn: it may come with a long event
 // log.
-func (st *session) judge(ctx context.Context, m *agentv1.Quote) error {
+func (st *session) judge(ctx context.Context, m *agentv1.Quote, asked time.Time) error {
 	exporter, err := mtls.Exporter(st.stream.Context())
 	if err != nil {
 		return err
@@ -178,7 +180,7 @@ func (st *session) judge(ctx context.Context, m *agentv1.Quote) error {
 		return err
 	}
 	defer release()
-	_, err = st.service.TPMs.Judge(ctx, st.deviceID, m.GetNonce(), exporter, m)
+	_, err = st.service.TPMs.Judge(ctx, st.deviceID, attestation.Question{Nonce: m.GetNonce(), Exporter: exporter, Asked: asked}, m)
 	return st.stated(ctx, err)
 }
 
@@ -191,6 +193,8 @@ func (st *session) stated(ctx context.Context, err error) error {
 	case errors.Is(err, attestation.ErrCloned):
 		st.service.raise(st.deviceID, alarmCloned, err.Error())
 		return errCloned
+	case errors.Is(err, attestation.ErrOvertaken):
+		return errOvertaken
 	case errors.Is(err, attestation.ErrRefused):
 		st.service.note(ctx, st.deviceID, "alarm.attestation", err.Error())
 		st.unquoted(ctx, "the TPM's statement does not verify")

@@ -129,6 +129,29 @@ func TestAgentThatCannotQuoteProvesNothing(t *testing.T) {
 	h.stands(t, deviceA, failed, "the agent is too old to quote")
 }
 
+// Somebody on the line lets the quote of a first stream arrive when the notebook
+// has given that up and quoted on a second one. It needs no key for that, so it
+// must not have the notebook suspended.
+func TestAttackQuoteHeldUpOnTheLineSuspendsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		defer h.server.Stop()
+		n := h.enrolledInTPM(t, deviceA).connects()
+		heldUp := n.tpm.Quote(t, n.question, n.exporter())
+		first := n.notebook.copied()
+		time.Sleep(20 * time.Second)
+		n.connects().quotes().reports()
+		defer n.conn.Close()
+
+		first.send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Quote{Quote: heldUp}})
+		first.ends(codes.Aborted)
+		if a := h.alarmed(); len(a) > 0 {
+			t.Errorf("alarms %v", a)
+		}
+		h.stands(t, deviceA, observed, "")
+	})
+}
+
 func TestQuoteThatDoesNotComeInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t)

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"pfoertner/collector/attestation"
 	"pfoertner/internal/attest"
 	"pfoertner/internal/mtls"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
@@ -30,7 +31,7 @@ type renewal struct {
 	nonce []byte
 	// tpm is the request by a key in a TPM; nil: in software.
 	tpm   *attest.Renewal
-	until time.Time
+	asked time.Time
 }
 
 // requestRenewal answers a request for a new certificate with a challenge. The
@@ -48,7 +49,7 @@ func (st *session) requestRenewal(ctx context.Context, m *agentv1.RenewalRequest
 	if err != nil {
 		return invalid("%v", err)
 	}
-	r := &renewal{csr: m.GetCsr(), key: key, spki: spki, until: now.Add(proofTimeout)}
+	r := &renewal{csr: m.GetCsr(), key: key, spki: spki, asked: now}
 	challenge, err := st.challenge(ctx, r, m)
 	if err != nil {
 		return err
@@ -96,7 +97,7 @@ func (st *session) proveRenewal(ctx context.Context, p *agentv1.RenewalProof) er
 		return invalid("a proof without a challenge")
 	}
 	now := st.service.Now()
-	if now.After(r.until) {
+	if now.After(r.asked.Add(proofTimeout)) {
 		return status.Error(codes.DeadlineExceeded, "the challenge has ended")
 	}
 	exporter, err := mtls.Exporter(st.stream.Context())
@@ -139,7 +140,8 @@ func (st *session) verifyRenewal(ctx context.Context, r *renewal, p *agentv1.Ren
 	if err := r.tpm.Verify(p, exporter); err != nil {
 		return status.Error(codes.PermissionDenied, err.Error())
 	}
-	err := st.service.TPMs.Certified(ctx, st.deviceID, r.tpm.TLS, attest.PurposeCertify, r.nonce, exporter, p.GetCertify(), p.GetCertifySignature())
+	asked := attestation.Question{Nonce: r.nonce, Exporter: exporter, Asked: r.asked}
+	err := st.service.TPMs.Certified(ctx, st.deviceID, r.tpm.TLS, attest.PurposeCertify, asked, p.GetCertify(), p.GetCertifySignature())
 	if err == nil && len(r.tpm.AttestationKey) > 0 {
 		err = st.service.TPMs.Replace(ctx, st.deviceID, r.tpm.AttestationKey)
 	}

@@ -59,13 +59,13 @@ type Registry interface {
 // TPMs is what is known of the devices' TPMs (attestation.Book).
 type TPMs interface {
 	Known(deviceID string) (attestation.Known, bool)
-	// Judge judges a quote. The error wraps attestation.ErrRefused or ErrCloned,
-	// or is the store's.
-	Judge(ctx context.Context, deviceID string, nonce, exporter []byte, q *agentv1.Quote) (*posturev1.Attestation, error)
+	// Judge judges a quote. The error wraps attestation.ErrRefused, ErrCloned or
+	// ErrOvertaken, or is the store's.
+	Judge(ctx context.Context, deviceID string, asked attestation.Question, q *agentv1.Quote) (*posturev1.Attestation, error)
 	// Failed notes why a quote that is due does not come.
 	Failed(ctx context.Context, deviceID, reason string) error
 	// Certified verifies that the TPM certifies a key; errors as those of Judge.
-	Certified(ctx context.Context, deviceID string, key *attest.Key, purpose attest.Purpose, nonce, exporter, message, signature []byte) error
+	Certified(ctx context.Context, deviceID string, key *attest.Key, purpose attest.Purpose, asked attestation.Question, message, signature []byte) error
 	// Replace makes another key the attestation key.
 	Replace(ctx context.Context, deviceID string, ak []byte) error
 }
@@ -161,6 +161,7 @@ var (
 	errMeeting     = status.Error(codes.Unavailable, "two streams of this device are there already")
 	errAbsent      = status.Error(codes.Aborted, "another stream of this device is live")
 	errCloned      = status.Error(codes.PermissionDenied, "another machine has the identity of this device")
+	errOvertaken   = status.Error(codes.Aborted, "a later statement of this TPM came first")
 	errCertificate = status.Error(codes.Unauthenticated, "the certificate has ended")
 	errClosing     = status.Error(codes.Unavailable, "the collector is stopping")
 	errNoHello     = status.Error(codes.DeadlineExceeded, "no hello in time")

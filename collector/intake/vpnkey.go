@@ -46,7 +46,7 @@ type VPNRegistry interface {
 type VPNTPMs interface {
 	Known(deviceID string) (attestation.Known, bool)
 	// Certified verifies that the device's attestation key certifies a key.
-	Certified(ctx context.Context, deviceID string, key *attest.Key, purpose attest.Purpose, nonce, exporter, message, signature []byte) error
+	Certified(ctx context.Context, deviceID string, key *attest.Key, purpose attest.Purpose, asked attestation.Question, message, signature []byte) error
 }
 
 // VPN is what issuing VPN certificates takes. Nil: none are issued.
@@ -95,7 +95,7 @@ type vpnChallenge struct {
 	csr   []byte
 	key   *attest.Key
 	nonce []byte
-	until time.Time
+	asked time.Time
 }
 
 // wanted is what an agent of this capability is told after Welcome; nil:
@@ -163,7 +163,7 @@ func (v *vpnKeys) request(r *agentv1.VpnKeyRequest) *agentv1.ConnectResponse {
 	}
 	nonce := make([]byte, attest.NonceBytes)
 	rand.Read(nonce) // never returns an error
-	v.challenge = &vpnChallenge{csr: r.GetCsr(), key: key, nonce: nonce, until: now.Add(proofTimeout)}
+	v.challenge = &vpnChallenge{csr: r.GetCsr(), key: key, nonce: nonce, asked: now}
 	return &agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_VpnKeyChallenge{
 		VpnKeyChallenge: &agentv1.VpnKeyChallenge{Nonce: nonce},
 	}}
@@ -187,13 +187,14 @@ func (v *vpnKeys) prove(ctx context.Context, p *agentv1.VpnKeyProof, exporter []
 	if c == nil {
 		return nil, invalid("a proof of a VPN key without a challenge")
 	}
-	if v.now().After(c.until) {
+	if v.now().After(c.asked.Add(proofTimeout)) {
 		return nil, status.Error(codes.DeadlineExceeded, "the challenge for the VPN key has ended")
 	}
 	if err := attest.Verify(c.key.Public, attest.VPNDigest(c.nonce, exporter, c.csr), p.GetSignature()); err != nil {
 		return nil, status.Errorf(codes.PermissionDenied, "VPN key: %v", err)
 	}
-	err := v.TPMs.Certified(ctx, v.deviceID, c.key, attest.PurposeVPN, c.nonce, exporter, p.GetCertify(), p.GetCertifySignature())
+	asked := attestation.Question{Nonce: c.nonce, Exporter: exporter, Asked: c.asked}
+	err := v.TPMs.Certified(ctx, v.deviceID, c.key, attest.PurposeVPN, asked, p.GetCertify(), p.GetCertifySignature())
 	if err != nil {
 		return nil, v.stated(ctx, err)
 	}
