@@ -15,11 +15,17 @@ import (
 func proven(t *testing.T, within string) *site {
 	t.Helper()
 	s := newSite(t, setting{})
-	policy := s.operator(t, "policy", "show") + "\ntunnel_proof: {gateways: [\"*\"], within: " + within + "}\n"
-	s.operator(t, "policy", "apply", s.write(t, "policy.yaml", policy), "--comment", "tunnels are proven")
+	s.provesTunnels(t, within)
 	s.runAgent(t, collectorOutside, "--tunnel", collectorInside+":7601")
 	s.awaitVerdict(t, admit)
 	return s
+}
+
+// provesTunnels applies a policy that asks for tunnel proofs everywhere.
+func (s *site) provesTunnels(t *testing.T, within string) {
+	t.Helper()
+	policy := s.operator(t, "policy", "show") + "\ntunnel_proof: {gateways: [\"*\"], within: " + within + "}\n"
+	s.operator(t, "policy", "apply", s.write(t, "policy.yaml", policy), "--comment", "tunnels are proven")
 }
 
 func TestNotebookProvesItsTunnelAndIsAdmitted(t *testing.T) {
