@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 
@@ -28,14 +29,16 @@ func (s *Service) CheckCertificate(cert *x509.Certificate) error {
 	return s.refuse(id, cert, err)
 }
 
-// completed refuses, after the handshake, the keys that CheckCertificate has
-// let through: two machines have, or had, this identity.
-func (s *Service) completed(cert *x509.Certificate) error {
+// completed refuses, after a handshake, the keys that CheckCertificate has let
+// through: two machines have, or had, this identity. Not so when the handshake
+// began before the stream that replaced the key: then it is the same notebook's,
+// and was slow, or held up by somebody on the line.
+func (s *Service) completed(cert *x509.Certificate, began time.Time) error {
 	id, err := s.admissible(cert)
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, enrolment.ErrStaleKey) && !s.inTPM(id) {
+	if errors.Is(err, enrolment.ErrStaleKey) && !s.inTPM(id) && !s.beganAfter(id, began) {
 		s.raise(id, alarmStaleKey, "a key that was replaced came back, with certificate "+cert.SerialNumber.Text(16))
 	}
 	return s.refuse(id, cert, err)
@@ -63,11 +66,13 @@ func (s *Service) refuse(id string, cert *x509.Certificate, why error) error {
 // handshakes are TLS credentials that see every completed handshake of a device.
 type handshakes struct {
 	credentials.TransportCredentials
-	completed func(*x509.Certificate) error
+	completed func(cert *x509.Certificate, began time.Time) error
+	now       func() time.Time
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (h *handshakes) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	began := h.now()
 	conn, info, err := h.TransportCredentials.ServerHandshake(raw)
 	if err != nil {
 		return nil, nil, err
@@ -79,7 +84,7 @@ func (h *handshakes) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthIn
 	if len(over.State.PeerCertificates) == 0 {
 		return conn, info, nil
 	}
-	if err := h.completed(over.State.PeerCertificates[0]); err != nil {
+	if err := h.completed(over.State.PeerCertificates[0], began); err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}
 	return conn, info, nil
@@ -87,7 +92,7 @@ func (h *handshakes) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthIn
 
 // Clone implements credentials.TransportCredentials.
 func (h *handshakes) Clone() credentials.TransportCredentials {
-	return &handshakes{h.TransportCredentials.Clone(), h.completed}
+	return &handshakes{h.TransportCredentials.Clone(), h.completed, h.now}
 }
 
 // inTPM says whether the key of a device is in a TPM, where nobody can copy it.

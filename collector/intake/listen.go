@@ -28,7 +28,7 @@ func (s *Service) TLS(own func() (*tls.Certificate, error), devices *x509.CertPo
 // handshake asks for the certificate.
 func (s *Service) ServerOptions(config *tls.Config) []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.Creds(&handshakes{credentials.NewTLS(config), s.completed}),
+		grpc.Creds(&handshakes{credentials.NewTLS(config), s.completed, s.Now}),
 		grpc.ConnectionTimeout(15 * time.Second),
 		grpc.MaxRecvMsgSize(posture.MaxMessageBytes),
 		grpc.MaxSendMsgSize(posture.MaxMessageBytes),

@@ -47,7 +47,7 @@ func (s *Service) begin(st *session) error {
 		}
 		st.meeting, before.meeting.second = before.meeting, st // in place of one that has left
 	}
-	st.before = before
+	st.began, st.before = s.Now(), before
 	s.live[st.deviceID] = st
 	s.Metrics.streams(len(s.live))
 	return nil

@@ -245,6 +245,46 @@ func TestReplacedSoftwareKeyThatComesBackSuspendsTheDevice(t *testing.T) {
 	}
 }
 
+// A notebook has begun another connection, as it does for a tunnel, when it
+// renews its key on the first: that one is late, or held up by somebody on the
+// line, and comes with the key of before.
+func TestAttackHandshakeHeldUpOverARenewalSuspendsNobody(t *testing.T) {
+	h := newHouse(t)
+	n := h.enrolled(t, deviceA).hello()
+	near, far := net.Pipe()
+	defer far.Close()
+	served := make(chan error, 1)
+	go func() {
+		_, _, err := (&handshakes{credentials.NewTLS(h.TLS(h.authority.ServerCertificate, h.authority.Devices())), h.completed, time.Now}).ServerHandshake(near)
+		served <- err
+	}()
+	held, reached := make(chan struct{}), make(chan struct{})
+	client := tls.Client(far, mtls.ClientConfig(mtls.ClientOptions{
+		Certificate: func() (*tls.Certificate, error) {
+			close(reached)
+			<-held
+			return pairOf(n), nil
+		},
+		Servers: h.authority.Servers(), ServerName: "collector",
+	}))
+	go func() {
+		_ = client.Handshake()
+		_, _ = client.Read(make([]byte, 1)) // takes the alert
+	}()
+	<-reached
+	renewed, _ := n.renew()
+	n.conn.Close()
+	renewed.hello()
+	close(held)
+	if err := <-served; err == nil {
+		t.Error("the replaced key is accepted")
+	}
+	if a := h.alarmed(); len(a) > 0 {
+		t.Errorf("alarms %v", a)
+	}
+	renewed.reports()
+}
+
 // Nobody can copy a key in a TPM: an old one comes back with an old disk.
 func TestReplacedKeyInTheTPMIsOnlyRefused(t *testing.T) {
 	h := newHouse(t)
@@ -285,7 +325,7 @@ func TestCertificateWithoutItsKeyRaisesNoAlarm(t *testing.T) {
 	defer far.Close()
 	served := make(chan error, 1)
 	go func() {
-		_, _, err := (&handshakes{credentials.NewTLS(h.TLS(h.authority.ServerCertificate, h.authority.Devices())), h.completed}).ServerHandshake(near)
+		_, _, err := (&handshakes{credentials.NewTLS(h.TLS(h.authority.ServerCertificate, h.authority.Devices())), h.completed, time.Now}).ServerHandshake(near)
 		served <- err
 	}()
 	client := tls.Client(far, mtls.ClientConfig(mtls.ClientOptions{

@@ -256,6 +256,14 @@ func (s *Service) session(deviceID string) *session {
 	return s.live[deviceID]
 }
 
+// beganAfter says whether the newest stream of a device began after a moment.
+func (s *Service) beganAfter(deviceID string, moment time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	newest := s.live[deviceID]
+	return newest != nil && newest.began.After(moment)
+}
+
 // streams calls a function for every stream of a device: one, or two for a
 // while.
 func (s *Service) streams(deviceID string, fn func(*session)) {

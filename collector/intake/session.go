@@ -41,8 +41,9 @@ type session struct {
 	end  context.CancelCauseFunc
 	done <-chan struct{}
 
-	// The Service guards these. before is the stream that this one is to
+	// The Service guards these. began is when the stream did; before is the stream that this one is to
 	// replace, and meeting the question which of them is live.
+	began      time.Time
 	before     *session
 	meeting    *meeting
 	greeted    bool // hello has arrived
