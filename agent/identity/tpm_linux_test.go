@@ -276,6 +276,35 @@ func TestClearedTPMEnrolsAnewAsTheSameMachine(t *testing.T) {
 	}
 }
 
+// A collector that knows nothing of TPMs asks for the signature of a software
+// key: it gets none, whatever it would issue for it.
+func TestACollectorThatKnowsNoTPMsGetsNoKeyInSoftware(t *testing.T) {
+	n := newHardware(t)
+	c := testcollector.New(t)
+	proofs := make(chan *agentv1.Proof, 1)
+	c.OnEnrol = func(s agentv1.EnrolmentService_EnrolServer) error {
+		if _, err := s.Recv(); err != nil {
+			return err
+		}
+		err := s.Send(&agentv1.EnrolResponse{Message: &agentv1.EnrolResponse_Challenge{
+			Challenge: &agentv1.Challenge{Nonce: make([]byte, attest.NonceBytes)},
+		}})
+		m, _ := s.Recv()
+		proofs <- m.GetProof()
+		return err
+	}
+	c.Listen()
+	if _, err := n.state.Enrol(t.Context(), enrolment(c)); err == nil {
+		t.Error("enrolled")
+	}
+	if p := <-proofs; p != nil {
+		t.Errorf("proven: %v", p)
+	}
+	if id := mustLoad(t, n.state); !id.InTPM() || id.Enrolled() {
+		t.Errorf("keeps %+v", id)
+	}
+}
+
 // waiter remembers what it was told.
 type waiter struct {
 	mu   sync.Mutex

@@ -57,6 +57,12 @@ func TestKeyThatIsNotKnownToBeInATPMNeedsThePermission(t *testing.T) {
 	if _, err := h.endWhatIsDue(t.Context()); err != nil || h.device(t, "NB-1").GetAsset().GetState() != suspended {
 		t.Errorf("not suspended: %v", err)
 	}
+	// The way back that docs/deployment.md names.
+	h.allowSoftware(t, "NB-1")
+	h.order(t, resume("NB-1"), "anna")
+	if err := h.Accepts(deviceA, oldKey); err != nil {
+		t.Errorf("allowed, then resumed: %v", err)
+	}
 }
 
 // Resuming what was suspended because its permission ended takes its key away:
