@@ -245,32 +245,39 @@ func TestReplacedSoftwareKeyThatComesBackSuspendsTheDevice(t *testing.T) {
 	}
 }
 
+// handshake begins one, without gRPC on the client's side, and returns how it
+// ends for the collector.
+func (h *house) handshake(t *testing.T, certificate func() (*tls.Certificate, error)) (served <-chan error) {
+	t.Helper()
+	near, far := net.Pipe()
+	t.Cleanup(func() { far.Close() })
+	ends := make(chan error, 1)
+	go func() {
+		_, _, err := (&handshakes{credentials.NewTLS(h.TLS(h.authority.ServerCertificate, h.authority.Devices())), h.completed, time.Now}).ServerHandshake(near)
+		ends <- err
+	}()
+	config := mtls.ClientConfig(mtls.ClientOptions{Certificate: certificate, Servers: h.authority.Servers(), ServerName: "collector"})
+	config.NextProtos = []string{"h2"} // gRPC takes no other
+	client := tls.Client(far, config)
+	go func() {
+		_ = client.Handshake()
+		_, _ = client.Read(make([]byte, 1)) // takes the alert
+	}()
+	return ends
+}
+
 // A notebook has begun another connection, as it does for a tunnel, when it
 // renews its key on the first: that one is late, or held up by somebody on the
 // line, and comes with the key of before.
 func TestAttackHandshakeHeldUpOverARenewalSuspendsNobody(t *testing.T) {
 	h := newHouse(t)
 	n := h.enrolled(t, deviceA).hello()
-	near, far := net.Pipe()
-	defer far.Close()
-	served := make(chan error, 1)
-	go func() {
-		_, _, err := (&handshakes{credentials.NewTLS(h.TLS(h.authority.ServerCertificate, h.authority.Devices())), h.completed, time.Now}).ServerHandshake(near)
-		served <- err
-	}()
 	held, reached := make(chan struct{}), make(chan struct{})
-	client := tls.Client(far, mtls.ClientConfig(mtls.ClientOptions{
-		Certificate: func() (*tls.Certificate, error) {
-			close(reached)
-			<-held
-			return pairOf(n), nil
-		},
-		Servers: h.authority.Servers(), ServerName: "collector",
-	}))
-	go func() {
-		_ = client.Handshake()
-		_, _ = client.Read(make([]byte, 1)) // takes the alert
-	}()
+	served := h.handshake(t, func() (*tls.Certificate, error) {
+		close(reached)
+		<-held
+		return pairOf(n), nil
+	})
 	<-reached
 	renewed, _ := n.renew()
 	n.conn.Close()
@@ -321,23 +328,9 @@ func TestCertificateWithoutItsKeyRaisesNoAlarm(t *testing.T) {
 		}
 	}
 	// Also when it speaks TLS itself, and signs the handshake with another key.
-	near, far := net.Pipe()
-	defer far.Close()
-	served := make(chan error, 1)
-	go func() {
-		_, _, err := (&handshakes{credentials.NewTLS(h.TLS(h.authority.ServerCertificate, h.authority.Devices())), h.completed, time.Now}).ServerHandshake(near)
-		served <- err
-	}()
-	client := tls.Client(far, mtls.ClientConfig(mtls.ClientOptions{
-		Certificate: func() (*tls.Certificate, error) {
-			return &tls.Certificate{Certificate: old.chain, PrivateKey: other}, nil
-		},
-		Servers: h.authority.Servers(), ServerName: "collector",
-	}))
-	go func() {
-		_ = client.Handshake()
-		_, _ = client.Read(make([]byte, 1)) // takes the alert
-	}()
+	served := h.handshake(t, func() (*tls.Certificate, error) {
+		return &tls.Certificate{Certificate: old.chain, PrivateKey: other}, nil
+	})
 	if err := <-served; err == nil {
 		t.Error("the handshake is complete")
 	}
