@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -18,6 +19,9 @@ import (
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
 )
 
+// errRenewed ends an attempt with a certificate that was replaced.
+var errRenewed = errors.New("the certificate was renewed")
+
 // proveFrom is one attempt: hello → challenge → proof → result.
 func (p *Prover) proveFrom(ctx context.Context, from uplink.Origin) error {
 	ctx, cancel := context.WithTimeout(ctx, proveWithin)
@@ -32,7 +36,18 @@ func (p *Prover) proveFrom(ctx context.Context, from uplink.Origin) error {
 	}
 	target := p.Target
 	target.From = from
-	conn, err := target.Dial(id.ServerPool(), func() (*tls.Certificate, error) { return cert, nil })
+	// The way through the tunnel may be slow. A key that the session has replaced
+	// meanwhile must not be shown: to the collector it would look like a copy.
+	conn, err := target.Dial(id.ServerPool(), func() (*tls.Certificate, error) {
+		if id.InTPM() { // nobody can copy it
+			return cert, nil
+		}
+		now, err := p.State.Load()
+		if err == nil && (!now.Enrolled() || !bytes.Equal(now.Chain[0].Raw, id.Chain[0].Raw)) {
+			err = errRenewed
+		}
+		return cert, err
+	})
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,6 +41,7 @@ const within = 20 * time.Second
 type attempt struct {
 	from      string
 	addresses []string
+	device    *x509.Certificate
 	err       error // of the signature
 }
 
@@ -55,13 +58,14 @@ type collector struct {
 	answer func(from string) error
 	short  bool // its nonce is too short
 	state  *identity.State
+	house  *testcollector.Collector
 }
 
 // start listens at address.
 func start(t testing.TB) *collector {
 	t.Helper()
 	house := testcollector.New(t)
-	c := &collector{t: t, attempts: make(chan attempt, 64), state: house.Enrolled(t, time.Hour)}
+	c := &collector{t: t, attempts: make(chan attempt, 64), state: house.Enrolled(t, time.Hour), house: house}
 	own := house.Servers.Issue(t, testcollector.Subject{URI: house.ServerURI, Server: true})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -129,6 +133,7 @@ func (c *collector) Prove(stream agentv1.TunnelService_ProveServer) error {
 	if err != nil {
 		return err
 	}
+	a.device = cert
 	a.err = attest.Verify(cert.PublicKey, attest.TunnelDigest(nonce, exporter, m.GetProof().GetStatement()), m.GetProof().GetSignature())
 	return stream.Send(&agentv1.ProveResponse{Message: &agentv1.ProveResponse_Result{Result: &agentv1.TunnelResult{}}})
 }
@@ -395,6 +400,35 @@ func TestAttemptsAreFew(t *testing.T) {
 		p.Changed()
 	}
 	c.quiet()
+}
+
+// The session renews a software key while the way through the tunnel is slow. To
+// the collector the key of before would look like a copy.
+func TestKeyThatWasRenewedMeanwhileIsNotShown(t *testing.T) {
+	c, m := start(t), &machine{}
+	m.has("lo 127.8.0.2")
+	renewed, err := c.house.Enrolled(t, time.Hour).Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin(t, c, m, func(p *Prover) { p.State = &renewing{State: c.state, renewed: renewed} })
+	if a := c.next(); !a.device.Equal(renewed.Chain[0]) {
+		t.Error("it comes with the certificate of before")
+	}
+}
+
+// renewing is a state that is renewed after it was loaded once.
+type renewing struct {
+	*identity.State
+	renewed *identity.Identity
+	loaded  atomic.Bool
+}
+
+func (r *renewing) Load() (*identity.Identity, error) {
+	if !r.loaded.Swap(true) {
+		return r.State.Load()
+	}
+	return r.renewed, nil
 }
 
 func TestWithoutAnIdentityNothingIsTried(t *testing.T) {
