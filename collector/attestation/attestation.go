@@ -77,9 +77,10 @@ func (k Known) Holds(area []byte) bool {
 // of Known. Every method that writes returns after the commit.
 type Store interface {
 	EachTPM(ctx context.Context, fn func(Known) error) error
-	// SaveTPM replaces what is stored of the device.
-	SaveTPM(ctx context.Context, k Known, records ...audit.Record) error
-	RemoveTPM(ctx context.Context, deviceID string) error
+	// SaveTPM replaces what is stored of the device as long as its attestation
+	// key is was: enrolments and dismissals, which the Book hears of only
+	// afterwards, have the last word.
+	SaveTPM(ctx context.Context, was []byte, k Known) error
 	EachBootReference(ctx context.Context, fn func(*fleetv1.BootReference) error) error
 	// SaveBootReference replaces the one of the same vendor, model, PCR and value.
 	SaveBootReference(ctx context.Context, r *fleetv1.BootReference, records ...audit.Record) error

@@ -9,7 +9,6 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"pfoertner/collector/audit"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
@@ -174,8 +173,8 @@ func (b *Book) rate(e *entry) {
 }
 
 // save stores what is known of a device and publishes it.
-func (b *Book) save(ctx context.Context, e *entry, k Known, records ...audit.Record) error {
-	if err := b.Store.SaveTPM(ctx, k, records...); err != nil {
+func (b *Book) save(ctx context.Context, e *entry, k Known) error {
+	if err := b.Store.SaveTPM(ctx, e.known.AttestationKey, k); err != nil {
 		return fmt.Errorf("storing the TPM of %s: %w", k.DeviceID, err)
 	}
 	b.publish(e, k)

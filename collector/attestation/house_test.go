@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"sync"
 	"testing"
@@ -38,6 +39,8 @@ type shelf struct {
 	saves   int
 	err     error // of SaveTPM
 	refErr  error // of SaveBootReference
+	// meanwhile happens when SaveTPM is under way; nil: nothing does.
+	meanwhile func()
 }
 
 func (s *shelf) EachTPM(_ context.Context, fn func(attestation.Known) error) error {
@@ -49,22 +52,20 @@ func (s *shelf) EachTPM(_ context.Context, fn func(attestation.Known) error) err
 	return nil
 }
 
-func (s *shelf) SaveTPM(_ context.Context, k attestation.Known, records ...audit.Record) error {
+func (s *shelf) SaveTPM(_ context.Context, was []byte, k attestation.Known) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.meanwhile != nil {
+		s.meanwhile()
+	}
 	if s.err != nil {
 		return s.err
 	}
+	if now, ok := s.tpms[k.DeviceID]; !ok || !bytes.Equal(now.AttestationKey, was) {
+		return fs.ErrNotExist
+	}
 	s.tpms[k.DeviceID] = k
-	s.records = append(s.records, records...)
 	s.saves++
-	return nil
-}
-
-func (s *shelf) RemoveTPM(_ context.Context, id string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.tpms, id)
 	return nil
 }
 

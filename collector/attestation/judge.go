@@ -124,7 +124,7 @@ func (b *Book) Failed(ctx context.Context, deviceID, reason string) error {
 			return nil
 		}
 		b.publish(e, k)
-		if err := b.Store.SaveTPM(ctx, k); err != nil {
+		if err := b.Store.SaveTPM(ctx, k.AttestationKey, k); err != nil {
 			return fmt.Errorf("storing the TPM of %s: %w", deviceID, err)
 		}
 		return nil

@@ -3,6 +3,7 @@ package attestation_test
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"slices"
 	"testing"
 	"time"
@@ -223,6 +224,48 @@ func TestQuoteCountsOnlyWhenItIsStored(t *testing.T) {
 	h.quotes("a", p) // says nothing new but its time
 	if h.shelf.saves != saves+1 || h.shelf.tpms["a"].Clock != p.Clock {
 		t.Errorf("%d more saves, clock %v, want %v", h.shelf.saves-saves, h.shelf.tpms["a"].Clock, p.Clock)
+	}
+}
+
+// The store commits an enrolment or a dismissal while a statement is judged; the
+// book hears of it only afterwards.
+func TestStatementIsNotStoredOverAnEnrolmentOrADismissal(t *testing.T) {
+	ofOld := map[string]func(h *house, p *attesttest.TPM) error{
+		"quote": func(h *house, p *attesttest.TPM) error { _, err := h.quote("a", p); return err },
+		"certification": func(h *house, p *attesttest.TPM) error {
+			return h.Follow(t.Context(), "a", p.AK.Area, h.now, attest.Clock{Milliseconds: 1, Safe: true})
+		},
+		"another attestation key": func(h *house, _ *attesttest.TPM) error {
+			return h.Replace(t.Context(), "a", attesttest.New(t).AK.Area)
+		},
+		"missing quote": func(h *house, _ *attesttest.TPM) error { return h.Failed(t.Context(), "a", "none") },
+	}
+	for name, statement := range ofOld {
+		t.Run(name+" and an enrolment", func(t *testing.T) {
+			h := newHouse(t)
+			old, anew := h.enrolled("a"), attesttest.New(t)
+			k := attestation.Known{DeviceID: "a", EndorsementKey: anew.EK.Area, AttestationKey: anew.AK.Area, Since: h.now}
+			h.shelf.meanwhile = func() { h.shelf.tpms["a"] = k }
+			wantError(t, statement(h, old), fs.ErrNotExist)
+			h.shelf.meanwhile = nil
+			if !bytes.Equal(h.shelf.tpms["a"].AttestationKey, anew.AK.Area) {
+				t.Fatal("the store has the key of before")
+			}
+			h.Put(k)
+			h.stands("a", failed, "the TPM has never quoted")
+			h.quotes("a", anew)
+		})
+		t.Run(name+" and a dismissal", func(t *testing.T) {
+			h := newHouse(t)
+			old := h.enrolled("a")
+			h.shelf.meanwhile = func() { delete(h.shelf.tpms, "a") }
+			wantError(t, statement(h, old), fs.ErrNotExist)
+			h.Forget("a")
+			if _, back := h.shelf.tpms["a"]; back {
+				t.Error("the store knows the TPM again")
+			}
+			h.stands("a", failed, "no TPM of this device is known")
+		})
 	}
 }
 

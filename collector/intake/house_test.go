@@ -242,17 +242,14 @@ func (s *shelf) EachTPM(_ context.Context, fn func(attestation.Known) error) err
 	return nil
 }
 
-func (s *shelf) SaveTPM(_ context.Context, k attestation.Known, records ...audit.Record) error {
+func (s *shelf) SaveTPM(_ context.Context, _ []byte, k attestation.Known) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err == nil {
 		s.tpms[k.DeviceID] = k
-		s.records = append(s.records, records...)
 	}
 	return s.err
 }
-
-func (s *shelf) RemoveTPM(context.Context, string) error { return nil }
 
 func (s *shelf) EachBootReference(context.Context, func(*fleetv1.BootReference) error) error {
 	return nil

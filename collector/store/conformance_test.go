@@ -58,6 +58,7 @@ func TestConformance(t *testing.T) {
 		{"a renewal by another key changes nothing", renewalsRefused},
 		{"a new enrolment leaves no key before it", renewalsEnd},
 		{"TPMs come back as they were saved", tpms},
+		{"what is overtaken brings no TPM back", overtakenTPMs},
 		{"an enrolment is whole or not at all", enrolments},
 		{"a decision ends keys and proposals with it", dismissals},
 		{"an endorsement key belongs to one asset for ever", endorsementKeys},

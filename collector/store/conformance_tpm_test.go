@@ -48,29 +48,59 @@ func known(id string) attestation.Known {
 	return attestation.Known{DeviceID: id, EndorsementKey: []byte("ek " + id), AttestationKey: []byte("ak " + id), Since: morning}
 }
 
+// knows makes TPMs known, as enrolments do.
+func knows(t *testing.T, s *Store, all ...attestation.Known) {
+	t.Helper()
+	for _, d := range allDevices(t, s) {
+		for _, k := range all {
+			if d.GetId() == k.DeviceID {
+				check(t, s.SaveEnrolment(t.Context(), d, []byte("key"), "01", morning, &k))
+			}
+		}
+	}
+}
+
 func tpms(t *testing.T, open func() *Store) {
 	s, ctx := open(), t.Context()
 	enrol(t, s, 3)
-	wants(t, s.SaveTPM(ctx, known("unknown")), fs.ErrNotExist)
 	plain, full := known(deviceID(0)), known(deviceID(1))
+	knows(t, s, full, plain)
+	was := full.AttestationKey
+	full.AttestationKey = []byte("new")
 	full.Clock = attest.Clock{Milliseconds: math.MaxUint64, ResetCount: math.MaxUint32, RestartCount: 7, Safe: true, Firmware: math.MaxUint64 - 1}
-	full.PreviousAttestationKey, full.PreviousClock = []byte("before"), attest.Clock{Milliseconds: 5, Firmware: 1 << 63}
+	full.PreviousAttestationKey, full.PreviousClock = was, attest.Clock{Milliseconds: 5, Firmware: 1 << 63}
 	full.Virtual, full.Failure = true, "no answer"
 	full.Attestation = &posturev1.Attestation{QuotedAt: timestamppb.New(morning), BootLoaders: [][]byte{{1, 2}}}
-	check(t, s.SaveTPM(ctx, known(deviceID(1))))
-	record := audit.Record{At: morning, Kind: "alarm.attestation", DeviceID: deviceID(1)}
-	check(t, s.SaveTPM(ctx, full, record))
-	check(t, s.SaveTPM(ctx, plain))
+	check(t, s.SaveTPM(ctx, was, full))
 	wantTPMs(t, s, plain, full)
-	if head := must(s.AuditHead(ctx))(t); head.Sequence != 1 || head.Kind != "alarm.attestation" {
-		t.Errorf("audit head %+v", head)
-	}
 	check(t, s.Close())
 	s = open()
 	wantTPMs(t, s, plain, full)
-	check(t, s.RemoveTPM(ctx, deviceID(1)))
-	check(t, s.RemoveTPM(ctx, deviceID(1)))
-	wantTPMs(t, s, plain)
+	full.PreviousAttestationKey, full.PreviousClock = nil, attest.Clock{}
+	check(t, s.SaveTPM(ctx, full.AttestationKey, full))
+	wantTPMs(t, s, plain, full)
+}
+
+// What was known before an enrolment or a dismissal is not brought back by a
+// statement that is stored after it.
+func overtakenTPMs(t *testing.T, open func() *Store) {
+	s, ctx := open(), t.Context()
+	enrol(t, s, 2)
+	id := deviceID(0)
+	before, other := known(id), known(deviceID(1))
+	wants(t, s.SaveTPM(ctx, before.AttestationKey, before), fs.ErrNotExist)
+	wants(t, s.SaveTPM(ctx, nil, before), fs.ErrNotExist)
+	wantTPMs(t, s)
+	knows(t, s, before, other)
+	after := before
+	after.AttestationKey = []byte("anew")
+	knows(t, s, after)
+	before.Clock.Milliseconds = 1
+	wants(t, s.SaveTPM(ctx, before.AttestationKey, before), fs.ErrNotExist)
+	wantTPMs(t, s, after, other)
+	check(t, s.SaveDecision(ctx, nil, []string{id}, nil))
+	wants(t, s.SaveTPM(ctx, after.AttestationKey, after), fs.ErrNotExist)
+	wantTPMs(t, s, other)
 }
 
 func enrolments(t *testing.T, open func() *Store) {

@@ -77,9 +77,9 @@ func (s *Store) SaveEnrolment(ctx context.Context, d *fleetv1.Device, spkiSHA256
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	saveTPM := func(t *tx) error { return removeTPM(t, d.GetId()) }
+	var values []any
 	if tpm != nil {
-		if saveTPM, err = encodeTPM(*tpm); err != nil {
+		if values, err = encodeTPM(*tpm); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
 	}
@@ -90,7 +90,10 @@ func (s *Store) SaveEnrolment(ctx context.Context, d *fleetv1.Device, spkiSHA256
 		if err := saveCredential(t, d.GetId(), spkiSHA256, serial, notAfter); err != nil {
 			return err
 		}
-		return saveTPM(t)
+		if tpm == nil {
+			return removeTPM(t, d.GetId())
+		}
+		return enrolTPM(t, tpm.DeviceID, values)
 	})
 }
 

@@ -6,10 +6,10 @@ import (
 	"database/sql"
 	"encoding/binary"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"pfoertner/collector/attestation"
-	"pfoertner/collector/audit"
 	"pfoertner/internal/attest"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
@@ -25,19 +25,35 @@ func (s *Store) EachTPM(ctx context.Context, fn func(attestation.Known) error) e
 	return nil
 }
 
-// SaveTPM replaces what is known of a device's TPM. The error wraps
-// fs.ErrNotExist for a device that the inventory does not have.
-func (s *Store) SaveTPM(ctx context.Context, k attestation.Known, records ...audit.Record) error {
-	save, err := encodeTPM(k)
+// SaveTPM replaces what is known of a device's TPM as long as its attestation
+// key is was. The error wraps fs.ErrNotExist when it has another, or none: then
+// the device was enrolled anew or dismissed meanwhile.
+func (s *Store) SaveTPM(ctx context.Context, was []byte, k attestation.Known) error {
+	what := "saving TPM of " + k.DeviceID
+	values, err := encodeTPM(k)
 	if err != nil {
-		return fmt.Errorf("saving TPM of %s: %w", k.DeviceID, err)
+		return fmt.Errorf("%s: %w", what, err)
 	}
-	return s.change(ctx, "saving TPM of "+k.DeviceID, records, save)
+	return s.change(ctx, what, nil, func(t *tx) error {
+		n, err := t.exec(`UPDATE tpms SET (endorsement_key, attestation_key, since, clock,
+				previous_key, previous_clock, virtual, attestation, boot_loaders, failure) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+			WHERE device_id = ? AND attestation_key = ?`, append(values, k.DeviceID, was)...)
+		if err == nil && n == 0 {
+			err = fmt.Errorf("its attestation key is not known any more: %w", fs.ErrNotExist)
+		}
+		return err
+	})
 }
 
-// RemoveTPM forgets the TPM of a device; one that is not known is no error.
-func (s *Store) RemoveTPM(ctx context.Context, deviceID string) error {
-	return s.change(ctx, "removing TPM of "+deviceID, nil, func(t *tx) error { return removeTPM(t, deviceID) })
+// enrolTPM makes a TPM the device's, whatever was known of another.
+func enrolTPM(t *tx, deviceID string, values []any) error {
+	if err := removeTPM(t, deviceID); err != nil {
+		return err
+	}
+	_, err := t.exec(`INSERT INTO tpms (device_id, endorsement_key, attestation_key, since, clock,
+			previous_key, previous_clock, virtual, attestation, boot_loaders, failure) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		append([]any{deviceID}, values...)...)
+	return err
 }
 
 func removeTPM(t *tx, deviceID string) error {
@@ -45,8 +61,8 @@ func removeTPM(t *tx, deviceID string) error {
 	return err
 }
 
-// encodeTPM returns what saves a TPM in a transaction.
-func encodeTPM(k attestation.Known) (func(*tx) error, error) {
+// encodeTPM returns the columns of a TPM, from the endorsement key on.
+func encodeTPM(k attestation.Known) ([]any, error) {
 	var stated, previousClock []byte
 	if k.Attestation != nil {
 		var err error
@@ -67,16 +83,9 @@ func encodeTPM(k attestation.Known) (func(*tx) error, error) {
 		}
 		loaders = append(loaders, digest...)
 	}
-	return func(t *tx) error {
-		_, err := t.exec(`INSERT INTO tpms (device_id, endorsement_key, attestation_key, since, clock,
-				previous_key, previous_clock, virtual, attestation, boot_loaders, failure) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-			ON CONFLICT (device_id) DO UPDATE SET
-				endorsement_key = excluded.endorsement_key, attestation_key = excluded.attestation_key, since = excluded.since,
-				clock = excluded.clock, previous_key = excluded.previous_key, previous_clock = excluded.previous_clock,
-				virtual = excluded.virtual, attestation = excluded.attestation, boot_loaders = excluded.boot_loaders, failure = excluded.failure`,
-			k.DeviceID, k.EndorsementKey, k.AttestationKey, nanos(k.Since), encodeClock(k.Clock),
-			previous, previousClock, k.Virtual, stated, loaders, k.Failure)
-		return err
+	return []any{
+		k.EndorsementKey, k.AttestationKey, nanos(k.Since), encodeClock(k.Clock),
+		previous, previousClock, k.Virtual, stated, loaders, k.Failure,
 	}, nil
 }
 
