@@ -16,6 +16,8 @@ const (
 	maxNap = 10 * time.Minute
 	// retryAfter is when Run tries again what the store did not take.
 	retryAfter = time.Minute
+	// maxEnded is how many things of a kind end in one commit.
+	maxEnded = 256
 )
 
 // Run ends what has an end when its time comes: permissions for software keys,
@@ -70,24 +72,39 @@ func (r *Registry) schedule(d *fleetv1.Device) {
 // endWhatIsDue ends all whose time has come and returns when the next thing
 // ends; zero: nothing does.
 func (r *Registry) endWhatIsDue(ctx context.Context) (next time.Time, err error) {
+	for more := true; more && err == nil; {
+		next, more, err = r.endSome(ctx)
+	}
+	return next, err
+}
+
+// endSome ends in one commit what is due, but not of more than maxEnded: an
+// alarm, say, need not wait until the rest is done.
+func (r *Registry) endSome(ctx context.Context) (next time.Time, more bool, err error) {
 	r.change.Lock()
 	defer r.change.Unlock()
 	now := r.now()
-	assets, proposals, _ := r.overdue(now)
-	for _, p := range proposals {
-		if err := r.settle(ctx, p, r.withdrawn("", p, "expired")); err != nil {
-			return time.Time{}, err
-		}
+	assets, proposals, next := r.overdue(now)
+	more = len(assets) > maxEnded || len(proposals) > maxEnded
+	ended := decision{}
+	for _, p := range proposals[:min(len(proposals), maxEnded)] {
+		ended.settled = append(ended.settled, p.GetId())
+		ended.records = append(ended.records, r.withdrawn("", p, "expired"))
 	}
-	for _, number := range assets {
+	for _, number := range assets[:min(len(assets), maxEnded)] {
 		old, _ := r.lookup(r.byAsset, number)
-		d, ended := lapse(old, now)
-		if err := r.save(ctx, []*fleetv1.Device{d}, r.records("", d, ended)...); err != nil {
-			return time.Time{}, fmt.Errorf("ending what is due of %s: %w", number, err)
-		}
+		d, records := lapse(old, now)
+		ended.devices = append(ended.devices, d)
+		ended.records = append(ended.records, r.records("", d, records)...)
+	}
+	if len(ended.records) == 0 {
+		return next, more, nil
+	}
+	if err := r.commit(ctx, ended); err != nil {
+		return time.Time{}, false, fmt.Errorf("ending what is due: %w", err)
 	}
 	_, _, next = r.overdue(now)
-	return next, nil
+	return next, more, nil
 }
 
 // overdue returns what is due, and when the next of the rest will be.

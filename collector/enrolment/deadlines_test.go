@@ -3,11 +3,15 @@ package enrolment
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"pfoertner/collector/audit"
 	"pfoertner/collector/store"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 )
@@ -209,6 +213,45 @@ func TestWhatCouldNotBeEndedIsTriedAgain(t *testing.T) {
 }
 
 // The clock may be set without anybody waking Run.
+// A collector that was off over a weekend finds much to end. Orders and alarms
+// wait for one commit at most.
+func TestMuchThatIsDueEndsInFewCommits(t *testing.T) {
+	h := newHouse(t)
+	const fleet = 2*maxEnded + 1
+	var devices []*fleetv1.Device
+	for i := range fleet {
+		devices = append(devices, &fleetv1.Device{Asset: &fleetv1.Asset{
+			AssetNumber: fmt.Sprintf("NB-%d", i), State: expected, ReimageUntil: timestamppb.New(h.clock.Now()),
+		}})
+	}
+	if err := h.db.SaveDevices(t.Context(), devices); err != nil {
+		t.Fatal(err)
+	}
+	h = h.again(t)
+	counted := &counting{Store: h.Registry.store}
+	h.Registry.store = counted
+	if next, err := h.endWhatIsDue(t.Context()); err != nil || !next.IsZero() {
+		t.Errorf("next at %s, %v", next, err)
+	}
+	if n := len(h.audited(t, "device.reimage_window_ended")); n != fleet {
+		t.Errorf("%d windows ended, want %d", n, fleet)
+	}
+	if counted.commits != 3 {
+		t.Errorf("%d commits", counted.commits)
+	}
+}
+
+// counting counts decisions.
+type counting struct {
+	Store
+	commits int
+}
+
+func (c *counting) SaveDecision(ctx context.Context, devices []*fleetv1.Device, dismissed, settled []string, records ...audit.Record) error {
+	c.commits++
+	return c.Store.SaveDecision(ctx, devices, dismissed, settled, records...)
+}
+
 func TestSetClockIsNoticed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, _ := ends(t)

@@ -19,7 +19,7 @@ func (r *Registry) DeviceOfEndorsement(sha256 []byte) (*fleetv1.Device, bool) {
 func endorsements(d *fleetv1.Device) [][]byte {
 	all := d.GetAsset().GetEndorsementKeysSha256()
 	if waiting := d.GetPending().GetEndorsementKeySha256(); len(waiting) > 0 {
-		all = append(slices.Clip(all), waiting)
+		all = including(all, waiting)
 	}
 	return all
 }

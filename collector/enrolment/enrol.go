@@ -34,6 +34,9 @@ type Enrolment struct {
 	KnownAttestationKey bool
 	// Details are for the audit record.
 	Details map[string]string
+	// Committed is called after the commit, before anything else can change the
+	// device or anybody sees it; nil: nothing is.
+	Committed func()
 }
 
 // Enrol makes an asset an active device with this key and no other; one that
@@ -119,6 +122,9 @@ func (r *Registry) enrol(ctx context.Context, d *fleetv1.Device, e Enrolment, re
 	c := credential{e.SPKI, e.Certificate.Serial, e.Certificate.NotAfter}
 	if err := r.store.SaveEnrolment(ctx, d, c.spki, c.serial, c.notAfter, e.TPM, r.records("", d, records)...); err != nil {
 		return fmt.Errorf("enrolling %s: %w", e.AssetNumber, err)
+	}
+	if e.Committed != nil {
+		e.Committed()
 	}
 	r.publish(func() []*fleetv1.Device {
 		entry.current, entry.previous = c, credential{}

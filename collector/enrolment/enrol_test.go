@@ -206,6 +206,39 @@ func TestNewAttestationKeyUsesTheWindowAndEndsVPNCertificates(t *testing.T) {
 	}
 }
 
+// Of two enrolments of a device the book must hear in the order in which they
+// were stored, and of its dismissal after both.
+func TestTPMIsKnownBeforeTheDeviceCanChangeAgain(t *testing.T) {
+	h := newHouse(t)
+	h.stock(t, "NB-1;;;S1;;;;\n")
+	id := h.giveTPM(t, "NB-1", ekA)
+	e := Enrolment{
+		AssetNumber: "NB-1", DeviceID: id, SPKI: newKey, Certificate: &authority.Certificate{Serial: "03", NotAfter: h.clock.Now().Add(time.Hour)},
+		Key: h.device(t, "NB-1").GetKey(), TPM: &attestation.Known{DeviceID: id, EndorsementKey: []byte("ek"), AttestationKey: []byte("anew")},
+	}
+	committed := false
+	e.Committed = func() {
+		committed = true
+		if stored := h.tpms(t); len(stored) != 1 || string(stored[0].AttestationKey) != "anew" {
+			t.Errorf("stored is %v", stored)
+		}
+		if h.Accepts(id, newKey) == nil {
+			t.Error("the device is accepted before its TPM is known")
+		}
+		if h.change.TryLock() {
+			h.change.Unlock()
+			t.Error("the device can change before its TPM is known")
+		}
+	}
+	if err := h.Enrol(t.Context(), e); err != nil || !committed {
+		t.Fatal(err, committed)
+	}
+	e.Committed, e.AssetNumber = func() { t.Error("committed") }, "NB-9"
+	if err := h.Enrol(t.Context(), e); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
 func TestPendingEnrolments(t *testing.T) {
 	h := newHouse(t)
 	h.stock(t, "NB-1;;;S1;;;;\nNB-2;;;S2;;;;\nNB-3;;;S3;;;;\n")

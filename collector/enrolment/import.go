@@ -227,7 +227,7 @@ func checkPinned(line uint32, old, after *fleetv1.Device, errs *lineErrors) {
 // certificate or an endorsement key once the file is in: neither two of the
 // file, nor one of the file and one that only the inventory has.
 func (r *Registry) checkUnique(all []planned, inFile map[string]uint32, errs *lineErrors) {
-	serials, certificates, endorsements := map[string]planned{}, map[string]planned{}, map[string]planned{}
+	serials, certificates, tpms := map[string]planned{}, map[string]planned{}, map[string]planned{}
 	check := func(p planned, column, what, key string, taken map[string]planned, index map[string]*entry) {
 		if first, twice := taken[key]; twice {
 			errs.add(p.line, column, "%s is also that of asset %s in line %d", what, first.device.GetAsset().GetAssetNumber(), first.line)
@@ -247,8 +247,8 @@ func (r *Registry) checkUnique(all []planned, inFile map[string]uint32, errs *li
 		for _, sum := range a.GetVpnCertificatesSha256() {
 			check(p, columnCertificates, "certificate "+hex.EncodeToString(sum), string(sum), certificates, r.byCertificate)
 		}
-		for _, sum := range a.GetEndorsementKeysSha256() {
-			check(p, columnEndorsement, "endorsement key "+hex.EncodeToString(sum), string(sum), endorsements, r.byEndorsement)
+		for _, sum := range endorsements(p.device) {
+			check(p, columnEndorsement, "endorsement key "+hex.EncodeToString(sum), string(sum), tpms, r.byEndorsement)
 		}
 	}
 }

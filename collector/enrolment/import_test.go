@@ -265,6 +265,29 @@ func TestFileDoesNotDecideAboutEnrolments(t *testing.T) {
 
 // The mark of a software key that an asset has from before does not fail its
 // file; raising the demand does not either.
+// A notebook waits with the token of another: the delivery list, which has both
+// assets, does not give its TPM to two.
+func TestDeliveryListDoesNotNameATPMThatWaitsForAnotherAsset(t *testing.T) {
+	h := newHouse(t)
+	h.stock(t, "NB-1;;;S1;;;;\nNB-2;;;S2;;;;\n")
+	if err := h.SetPending(t.Context(), "NB-2", &fleetv1.PendingEnrolment{Fingerprint: "AAAA", EndorsementKeySha256: ekA}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"NB-1;" + hex.EncodeToString(ekA) + "\nNB-2;\n", "NB-1;" + hex.EncodeToString(ekA) + "\n"} {
+		if res := h.PlanImport([]byte("asset_number;endorsement_key_sha256\n" + file)); len(res.GetErrors()) != 1 {
+			t.Errorf("%q: %v", file, res)
+		}
+	}
+	// A TPM may wait for the asset that lists it, when nobody vouches for it.
+	h.list(t, "NB-1;"+hex.EncodeToString(ekB))
+	if err := h.SetPending(t.Context(), "NB-1", &fleetv1.PendingEnrolment{Fingerprint: "BBBB", EndorsementKeySha256: ekB}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if res := h.PlanImport([]byte("asset_number;vendor\nNB-1;Lenovo\n")); len(res.GetErrors()) != 0 {
+		t.Errorf("it waits for its own asset: %v", res)
+	}
+}
+
 func TestExistingKeyProtectionStays(t *testing.T) {
 	h := newHouse(t)
 	old := &fleetv1.Device{Asset: &fleetv1.Asset{AssetNumber: "NB-1", State: expected, KeyProtection: software}}

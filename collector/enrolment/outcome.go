@@ -60,9 +60,6 @@ func (s *Server) issue(ctx context.Context, a *applicant, c *candidacy, way stri
 	} else if err != nil {
 		return nil, err
 	}
-	if e.TPM != nil {
-		s.Book.Put(*e.TPM)
-	}
 	return &agentv1.EnrolResponse{Message: &agentv1.EnrolResponse_Issued{Issued: &agentv1.Issued{
 		Chain: cert.Chain, DeviceId: id, AssetNumber: e.AssetNumber,
 		RenewAfter: timestamppb.New(cert.RenewAfter), TrustBundle: s.Issuer.TrustBundle(),
@@ -107,6 +104,7 @@ func (s *Server) enrolment(a *applicant, c *candidacy, id string, cert *authorit
 	maps.Copy(e.Details, a.says())
 	if a.tpm != nil {
 		e.TPM, e.KnownAttestationKey = s.tpm(a, c, id), c.ak == akSame
+		e.Committed = func() { s.Book.Put(*e.TPM) }
 		e.Key = deviceKey(a, c, e.TPM.Since)
 		e.Details["key_protection"] = "tpm"
 		e.Details["endorsed_by"] = e.Key.GetEndorsedBy()
