@@ -45,7 +45,7 @@ func newOnlineAgent(t *testing.T, agent string) *site {
 	s.allowSoftwareKey(t, asset)
 	s.write(t, "token", s.token(t, asset))
 	s.agent = e2e.Start(t, "agent", s.notebook.Command(context.Background(), agent, "run",
-		"--collector", collectorOutside+":7601", "--ca-file", s.path("operator", "server-ca.crt"), "--token-file", s.path("token"),
+		"--device-key", "software", "--collector", collectorOutside+":7601", "--ca-file", s.path("operator", "server-ca.crt"), "--token-file", s.path("token"),
 		"--state-dir", s.path("agent"), "--status-file", s.path("agent", "status.json")))
 	s.awaitReport(t, time.Time{})
 	return s
