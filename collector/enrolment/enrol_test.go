@@ -219,7 +219,7 @@ func TestTPMIsKnownBeforeTheDeviceCanChangeAgain(t *testing.T) {
 	committed := false
 	e.Committed = func() {
 		committed = true
-		if stored := h.tpms(t); len(stored) != 1 || string(stored[0].AttestationKey) != "anew" {
+		if stored := h.tpms(t)[id]; string(stored.AttestationKey) != "anew" {
 			t.Errorf("stored is %v", stored)
 		}
 		if h.Accepts(id, newKey) == nil {
