@@ -11,6 +11,7 @@ import (
 	grpcstatus "google.golang.org/grpc/status"
 
 	"pfoertner/agent/identity"
+	"pfoertner/agent/uplink"
 	"pfoertner/internal/posture"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
 )
@@ -45,6 +46,7 @@ func (a *agent) enrolAnew(ctx context.Context, id *identity.Identity, expired er
 	if id.InTPM() && a.refusedLately() || !a.endedForCollector(ctx, id) {
 		return expired
 	}
+	e.Pin = uplink.Pin{Known: id.ServerPool()}
 	fresh, err := a.State.Enrol(ctx, e)
 	var waiting *identity.PendingError
 	switch {
@@ -84,7 +86,7 @@ func (a *agent) comeBack(ctx context.Context, refusal error) error {
 	if err != nil {
 		return refusal
 	}
-	e.Token = "" // not to be spent on this
+	e.Token, e.Pin = "", uplink.Pin{Known: id.ServerPool()} // the token is not to be spent on this
 	fresh, err := a.State.Enrol(ctx, e)
 	if err == nil || grpcstatus.Code(err) == codes.PermissionDenied {
 		a.returned = time.Now()

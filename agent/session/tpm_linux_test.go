@@ -24,6 +24,9 @@ import (
 // unless it refuses all.
 type chipOffice struct {
 	*testcollector.Collector
+	// rotated: another CA is current than the one that notebooks were installed
+	// with.
+	rotated atomic.Bool
 	asked   atomic.Int32
 	refuses atomic.Bool
 }
@@ -45,7 +48,11 @@ func newChipOffice(t *testing.T) *chipOffice {
 }
 
 func (o *chipOffice) enrolment() (identity.Enrolment, error) {
-	return identity.Enrolment{Target: o.Target(), Pin: uplink.Pin{Fingerprint: o.Servers.Fingerprint()}, Machine: &agentv1.Machine{}}, nil
+	pin := o.Servers.Fingerprint()
+	if o.rotated.Load() {
+		pin = make([]byte, len(pin))
+	}
+	return identity.Enrolment{Target: o.Target(), Pin: uplink.Pin{Fingerprint: pin}, Machine: &agentv1.Machine{}}, nil
 }
 
 // device is an enrolled notebook with a TPM.
@@ -83,6 +90,7 @@ func TestKeyInTheTPMThatIsNotAcceptedEnrolsAnewWithoutAToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	o.rotated.Store(true) // the collector has told it which CA came next
 	start(t, o.Collector, state, o.impatient)
 	o.Next(t).End(refusal)
 	opened(t, o.Collector)
@@ -136,6 +144,7 @@ func TestExpiredCertificateOfAKeyInTheTPMIsReplacedWithoutAToken(t *testing.T) {
 	if err := state.Save(&ended); err != nil {
 		t.Fatal(err)
 	}
+	o.rotated.Store(true) // the collector has told it which CA came next
 	start(t, o.Collector, state, o.impatient)
 	opened(t, o.Collector)
 	if after, err := state.Load(); err != nil || !after.Key.Public().(*ecdsa.PublicKey).Equal(id.Key.Public()) || o.asked.Load() != 2 {

@@ -18,6 +18,10 @@ import (
 // Pin is what an agent trusts before it is enrolled: the collector's server
 // CA, named at installation. The zero value trusts nobody.
 type Pin struct {
+	// Known are the CAs that the collector itself has named since: they count
+	// instead of the one of the installation, which may have been replaced. Nil
+	// before enrolment.
+	Known *x509.CertPool
 	// File holds the CA certificate in PEM; it is preferred.
 	File string
 	// Fingerprint is the SHA-256 of the CA certificate; nil when File is set.
@@ -39,10 +43,13 @@ func ParseFingerprint(s string) ([]byte, error) {
 var ErrPin = errors.New("the collector does not show the pinned CA")
 
 // Servers returns the CAs that a collector's certificate must come from. With
-// a fingerprint it asks the collector for its CA certificate, which is public,
+// nothing but a fingerprint it asks the collector for its CA certificate, which is public,
 // and takes it only if it is the pinned one; nothing else is exchanged on that
 // connection.
 func (p Pin) Servers(ctx context.Context, t Target) (*x509.CertPool, error) {
+	if p.Known != nil {
+		return p.Known, nil
+	}
 	if p.File != "" {
 		pool, err := mtls.Pool(p.File)
 		if err != nil {
