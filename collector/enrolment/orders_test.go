@@ -388,6 +388,33 @@ func TestNewAlarmOvertakesTheResumption(t *testing.T) {
 	}
 }
 
+// One operator must not fill the store with what nobody else has agreed to.
+func TestProposalsForOneAssetAreBounded(t *testing.T) {
+	h := newHouse(t)
+	h.stock(t, "NB-1;;;S1;;;;\nNB-2;;;S2;;;;\n")
+	propose := func(asset string, day int) error {
+		_, err := h.GiveOrder(t.Context(), "mallory", allowSoftware(asset, h.clock.Now().AddDate(0, 0, day)))
+		return err
+	}
+	for day := range maxProposals {
+		if err := propose("NB-1", day+1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := propose("NB-1", 300); !errors.Is(err, ErrTransition) {
+		t.Errorf("one more: %v", err)
+	}
+	if err := propose("NB-2", 1); err != nil {
+		t.Errorf("for another asset: %v", err)
+	}
+	if err := h.WithdrawProposal(t.Context(), "anna", h.Proposals()[0].GetId()); err != nil {
+		t.Fatal(err)
+	}
+	if err := propose("NB-1", 300); err != nil {
+		t.Errorf("after one was withdrawn: %v", err)
+	}
+}
+
 func TestProposalsExpire(t *testing.T) {
 	h := newHouse(t)
 	h.stock(t, "NB-1;;;S1;;;;\n")

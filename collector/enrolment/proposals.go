@@ -19,8 +19,21 @@ import (
 // ProposalLifetime is how long an order waits for a second operator.
 const ProposalLifetime = 72 * time.Hour
 
+// maxProposals is how many orders for one asset may wait. No operator needs
+// more than one of each kind, and none may fill the store.
+const maxProposals = 16
+
 // Proposals returns the orders that wait for a second operator, oldest first.
 func (r *Registry) Proposals() []*fleetv1.Proposal {
+	all := r.open()
+	slices.SortFunc(all, func(a, b *fleetv1.Proposal) int {
+		return cmp.Or(a.GetProposedAt().AsTime().Compare(b.GetProposedAt().AsTime()), cmp.Compare(a.GetId(), b.GetId()))
+	})
+	return all
+}
+
+// open are the orders that wait, in no particular order.
+func (r *Registry) open() []*fleetv1.Proposal {
 	now := r.now()
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -30,9 +43,6 @@ func (r *Registry) Proposals() []*fleetv1.Proposal {
 			all = append(all, p)
 		}
 	}
-	slices.SortFunc(all, func(a, b *fleetv1.Proposal) int {
-		return cmp.Or(a.GetProposedAt().AsTime().Compare(b.GetProposedAt().AsTime()), cmp.Compare(a.GetId(), b.GetId()))
-	})
 	return all
 }
 
@@ -70,7 +80,7 @@ func (r *Registry) withdrawn(actor string, p *fleetv1.Proposal, why string) audi
 
 // waiting returns the proposal of the same order that waits; nil: none does.
 func (r *Registry) waiting(o *fleetv1.Order) *fleetv1.Proposal {
-	for _, p := range r.Proposals() {
+	for _, p := range r.open() {
 		if sameOrder(p.GetOrder(), o) {
 			return p
 		}
@@ -80,6 +90,15 @@ func (r *Registry) waiting(o *fleetv1.Order) *fleetv1.Proposal {
 
 // propose keeps an order for a second operator. The caller holds r.change.
 func (r *Registry) propose(ctx context.Context, actor string, o *fleetv1.Order, d *fleetv1.Device) (*fleetv1.Proposal, error) {
+	waiting := 0
+	for _, p := range r.open() {
+		if p.GetAssetNumber() == o.GetDevice() {
+			waiting++
+		}
+	}
+	if waiting >= maxProposals {
+		return nil, fmt.Errorf("%d orders wait for a second operator, withdraw some first: %w", waiting, ErrTransition)
+	}
 	now := r.now()
 	p := &fleetv1.Proposal{
 		Id: uuid.NewString(), Order: o, AssetNumber: o.GetDevice(), ProposedBy: actor,
@@ -109,7 +128,7 @@ func (r *Registry) propose(ctx context.Context, actor string, o *fleetv1.Order, 
 // asset is retired. They do not come back to life when the like comes again.
 func (r *Registry) overtaken(d decision) []*fleetv1.Proposal {
 	open := map[string][]*fleetv1.Proposal{}
-	for _, p := range r.Proposals() {
+	for _, p := range r.open() {
 		if !slices.Contains(d.settled, p.GetId()) {
 			open[p.GetAssetNumber()] = append(open[p.GetAssetNumber()], p)
 		}
