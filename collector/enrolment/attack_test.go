@@ -450,6 +450,25 @@ func TestAttackExpiredSoftwareKeyIsNotRecovered(t *testing.T) {
 	must(newAttempt(t, ad.token(t, "NB-1"), "").try(t, ad.dial(t)))(t)
 }
 
+// Who copied the key may have a token, too, that was made before: when two
+// operators take the notebook back, it opens nothing.
+func TestAttackTokenFromBeforeTheAlarm(t *testing.T) {
+	ad := newAdministration(t)
+	ad.expect(t, "NB-1", "")
+	ad.permit(t, "NB-1")
+	stolen := ad.token(t, "NB-1")
+	must(newAttempt(t, ad.token(t, "NB-1"), "").try(t, ad.dial(t)))(t)
+	if err := ad.Alarm(t.Context(), ad.device(t, "NB-1").GetId(), "stale_key", ""); err != nil {
+		t.Fatal(err)
+	}
+	ad.order(t, resume("NB-1"))
+	ad.refuses(t, recordToken, "expired", func() (*agentv1.EnrolResponse, error) {
+		_, err := newAttempt(t, stolen, "").try(t, ad.dial(t))
+		return nil, err
+	})
+	must(newAttempt(t, ad.token(t, "NB-1"), "").try(t, ad.dial(t)))(t)
+}
+
 // A virtual machine's TPM that was copied: both come back after their
 // certificate expired, and the second contradicts the first.
 func TestAttackClonedTPMRecovers(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"math"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -152,6 +153,10 @@ func dismissals(t *testing.T, open func() *Store) {
 	}
 	p := &fleetv1.Proposal{Id: "p", AssetNumber: assetNumber(1)}
 	check(t, s.SaveProposal(ctx, p))
+	later := morning.Add(time.Hour)
+	for i := range 2 {
+		check(t, s.SaveToken(ctx, []byte{byte(i)}, assetNumber(i), later))
+	}
 	d := device(1)
 	d.Asset.State = fleetv1.AssetState_ASSET_STATE_EXPECTED
 	twice := device(5)
@@ -165,6 +170,12 @@ func dismissals(t *testing.T, open func() *Store) {
 	wantKeys(t, s, deviceID(0), "key01", "")
 	wantTPMs(t, s, known(deviceID(0)))
 	wantProposals(t, s)
+	if asset, err := s.UseToken(ctx, []byte{1}, morning); asset != assetNumber(1) || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("its token: %q, %v", asset, err)
+	}
+	if asset, err := s.UseToken(ctx, []byte{0}, morning); asset != assetNumber(0) || err != nil {
+		t.Errorf("the token of another: %q, %v", asset, err)
+	}
 	if got := allDevices(t, s)[1]; got.GetId() != d.GetId() || got.GetAsset().GetState() != d.GetAsset().GetState() {
 		t.Errorf("got %v", got)
 	}

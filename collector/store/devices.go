@@ -44,8 +44,8 @@ func (s *Store) SaveDevices(ctx context.Context, devices []*fleetv1.Device, reco
 }
 
 // SaveDecision is SaveDevices when keys or proposals end with it: of the devices
-// with the ids dismissed, credential and TPM are forgotten; the proposals with
-// the ids settled wait no longer. Ids that are not there are no error.
+// with the ids dismissed, credential and TPM are forgotten, and tokens that were
+// not used have expired; the proposals with the ids settled wait no longer. Ids that are not there are no error.
 func (s *Store) SaveDecision(ctx context.Context, devices []*fleetv1.Device, dismissed, settled []string, records ...audit.Record) error {
 	stored := make([]storedDevice, 0, len(devices))
 	for _, d := range devices {
@@ -175,8 +175,13 @@ func (d storedDevice) release(t *tx) error {
 	return nil
 }
 
-// dismiss forgets by which keys a device is known.
+// dismiss forgets by which keys a device is known, and ends the tokens that
+// were made for it: nobody knows any more who has them.
 func dismiss(t *tx, deviceID string) error {
+	if _, err := t.exec(`UPDATE tokens SET expires_at = 0 WHERE used_at IS NULL
+			AND asset_number = (SELECT asset_number FROM devices WHERE device_id = ?)`, deviceID); err != nil {
+		return err
+	}
 	if _, err := t.exec(`DELETE FROM credentials WHERE device_id = ?`, deviceID); err != nil {
 		return err
 	}

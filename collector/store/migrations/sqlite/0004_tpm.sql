@@ -47,3 +47,6 @@ CREATE TABLE endorsement_authorities (
     actor TEXT NOT NULL,
     pem   BLOB NOT NULL
 ) STRICT;
+
+-- With the keys of a device its tokens end.
+CREATE INDEX tokens_by_asset ON tokens (asset_number);
