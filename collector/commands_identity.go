@@ -64,7 +64,7 @@ func (i identity) about(d *fleetv1.Device) []fact {
 		facts = append(facts, fact{i.word("Fingerabdruck", "fingerprint"), k.GetFingerprint()})
 	}
 	if since := d.GetKey().GetAttestationKeySince(); since != nil {
-		facts = append(facts, fact{i.word("TPM bekannt seit", "TPM known since"), i.when(since)})
+		facts = append(facts, fact{i.word("Attestierungsschlüssel seit", "attestation key since"), i.when(since)})
 	}
 	a := d.GetAsset()
 	facts = append(facts, i.endorsementKeys(a)...)

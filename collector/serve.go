@@ -397,7 +397,7 @@ func (p *Program) operatorServer(ctx context.Context) *grpc.Server {
 		Policies:  p.store,
 		Verifier:  p.verifier,
 		Audit:     p.store,
-		Attested:  p.tpms.Attestation,
+		TPMs:      p.tpms,
 		Collector: p.intake,
 
 		Authorities:    p.authorities,

@@ -123,14 +123,13 @@ func (h *house) enrolSoftware(t testing.TB, asset, id string, spki []byte) error
 // enrolTPM makes an asset whose TPM has an endorsement key an enrolled device.
 func (h *house) enrolTPM(t testing.TB, asset, id string, spki, endorsement []byte) error {
 	t.Helper()
-	since := h.clock.Now()
 	return h.Enrol(t.Context(), Enrolment{
 		AssetNumber: asset, DeviceID: id, SPKI: spki,
 		Certificate: &authority.Certificate{Serial: "02", NotAfter: h.clock.Now().Add(72 * time.Hour)},
 		Key: &fleetv1.DeviceKey{
-			Protection: inTPM, EndorsementKeySha256: endorsement, EndorsedBy: "a root", AttestationKeySince: timestamppb.New(since),
+			Protection: inTPM, EndorsementKeySha256: endorsement, EndorsedBy: "a root",
 		},
-		TPM: &attestation.Known{DeviceID: id, EndorsementKey: []byte("ek"), AttestationKey: []byte("ak"), Since: since},
+		TPM: &attestation.Known{DeviceID: id, EndorsementKey: []byte("ek"), AttestationKey: []byte("ak"), Since: h.clock.Now()},
 	})
 }
 

@@ -105,7 +105,7 @@ func (s *Server) enrolment(a *applicant, c *candidacy, id string, cert *authorit
 	if a.tpm != nil {
 		e.TPM, e.KnownAttestationKey = s.tpm(a, c, id), c.ak == akSame
 		e.Committed = func() { s.Book.Put(*e.TPM) }
-		e.Key = deviceKey(a, c, e.TPM.Since)
+		e.Key = deviceKey(a, c)
 		e.Details["key_protection"] = "tpm"
 		e.Details["endorsed_by"] = e.Key.GetEndorsedBy()
 	}
@@ -126,9 +126,10 @@ func (s *Server) tpm(a *applicant, c *candidacy, id string) *attestation.Known {
 	return &k
 }
 
-// deviceKey is what people see of the key. Of a TPM whose certificate has
+// deviceKey is what people see of the key; since when it has its attestation key
+// the Book knows. Of a TPM whose certificate has
 // expired since it enrolled, what was believed then still holds.
-func deviceKey(a *applicant, c *candidacy, since time.Time) *fleetv1.DeviceKey {
+func deviceKey(a *applicant, c *candidacy) *fleetv1.DeviceKey {
 	k := &fleetv1.DeviceKey{
 		Manufacturer: c.endorsement.ManufacturerID, Model: c.endorsement.Model,
 		Virtual: c.endorsement.Virtual, EndorsedBy: cmp.Or(c.endorsement.Root, c.endorsement.RootSHA256),
@@ -142,7 +143,6 @@ func deviceKey(a *applicant, c *candidacy, since time.Time) *fleetv1.DeviceKey {
 	k.Protection = fleetv1.KeyProtection_KEY_PROTECTION_TPM
 	k.EndorsementKeySha256, k.Fingerprint = a.ekSHA256, a.fingerprint
 	k.Firmware = legible(a.hello.GetTpm().GetFirmwareVersion())
-	k.AttestationKeySince = timestamppb.New(since)
 	return k
 }
 

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"pfoertner/collector/attestation"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
@@ -50,6 +51,31 @@ func TestADeviceIsShownWithWhatBindsItToItsHardware(t *testing.T) {
 	if a := explained.GetExplanations()[0].GetDevice().GetAttested(); a.GetReading().GetState() != posturev1.ReadingState_READING_STATE_FAILED {
 		t.Errorf("explained with %v", a)
 	}
+}
+
+// The attestation key is replaced once a year, which is no new enrolment.
+func TestAReplacedAttestationKeyIsShownWithItsAge(t *testing.T) {
+	h := build(t)
+	d := device(1, "inneres")
+	d.Key = &fleetv1.DeviceKey{Protection: fleetv1.KeyProtection_KEY_PROTECTION_TPM}
+	known := attestation.Known{DeviceID: d.GetId(), EndorsementKey: []byte("ek"), AttestationKey: []byte("ak"), Since: morning}
+	check(t, h.store.SaveEnrolment(t.Context(), d, []byte("key"), "01", morning, &known))
+	h.add(t, d)
+	h.openBook(t)
+	h.serve(t)
+	fleet := fleetv1.NewFleetServiceClient(h.operator(t, "anna"))
+	since := func(want time.Time) {
+		t.Helper()
+		answer, err := fleet.GetDevice(t.Context(), &fleetv1.GetDeviceRequest{Device: d.GetId()})
+		check(t, err)
+		if got := answer.GetDevice().GetKey().GetAttestationKeySince().AsTime(); !got.Equal(want) {
+			t.Errorf("since %s, want %s", got, want)
+		}
+	}
+	since(morning)
+	h.pass(time.Hour)
+	check(t, h.book.Replace(t.Context(), d.GetId(), []byte("new")))
+	since(morning.Add(time.Hour))
 }
 
 func TestANotebookIsAskedToReportNow(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"pfoertner/collector/attestation"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
@@ -46,15 +47,21 @@ type Desk interface {
 	Explain(deviceID string) (posturev1.Verdict, *posturev1.LocalText)
 }
 
+// TPMs is what is known of devices' TPMs (attestation.Book).
+type TPMs interface {
+	Known(deviceID string) (attestation.Known, bool)
+	// Attestation is what a device's TPM vouches for now.
+	Attestation(deviceID string) *posturev1.Attestation
+}
+
 // fleetService answers questions about the fleet.
 type fleetService struct {
 	fleetv1.UnimplementedFleetServiceServer
-	devices  Devices
-	reports  Reports
-	desk     Desk
-	presence Presence
-	// attested is what a device's TPM vouches for now.
-	attested  func(deviceID string) *posturev1.Attestation
+	devices   Devices
+	reports   Reports
+	desk      Desk
+	presence  Presence
+	tpms      TPMs
 	collector Collector
 	now       func() time.Time
 	listings  *listings
@@ -63,7 +70,7 @@ type fleetService struct {
 func newFleetService(o Options) *fleetService {
 	return &fleetService{
 		devices: o.Devices, reports: o.Reports, desk: o.Desk, presence: o.Presence,
-		attested: o.Attested, collector: o.Collector, now: o.Now, listings: &listings{},
+		tpms: o.TPMs, collector: o.Collector, now: o.Now, listings: &listings{},
 	}
 }
 
@@ -115,7 +122,11 @@ func (s *fleetService) view(dev *fleetv1.Device, ev *posturev1.Evidence, res *po
 	if dev.GetId() == "" {
 		return v
 	}
-	v.Attested = s.attested(dev.GetId())
+	v.Attested = s.tpms.Attestation(dev.GetId())
+	if known, ok := s.tpms.Known(dev.GetId()); ok && v.Key != nil {
+		v.Key = proto.CloneOf(v.Key)
+		v.Key.AttestationKeySince = timestamppb.New(known.Since)
+	}
 	online, seen, version := s.presence.Online(dev.GetId())
 	v.Online = online
 	if !seen.IsZero() {

@@ -107,7 +107,7 @@ func (h *house) options() Options {
 		},
 		Devices: h.registry, Reports: h.store, Desk: h.desk, Presence: h.presence, Inventory: h.registry,
 		Orders: h.registry, Policies: h.store, Verifier: h.verifier, Audit: h.store, Now: h.now,
-		Attested: h.book.Attestation, Collector: &h.notebook, Authorities: &h.shelf, BootReferences: h.book,
+		TPMs: h.book, Collector: &h.notebook, Authorities: &h.shelf, BootReferences: h.book,
 	}
 }
 

@@ -23,7 +23,6 @@ import (
 	"pfoertner/collector/appraisal"
 	"pfoertner/internal/mtls"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
-	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
 // Options are the rooms that the services speak to. All but Log are needed.
@@ -37,8 +36,7 @@ type Options struct {
 	Policies  Policies
 	Verifier  Verifier
 	Audit     AuditLog
-	// Attested is what a device's TPM vouches for now.
-	Attested func(deviceID string) *posturev1.Attestation
+	TPMs      TPMs
 	// Collector asks notebooks to report now.
 	Collector      Collector
 	Authorities    Authorities
