@@ -151,6 +151,15 @@ func (k *keeper) once(ctx context.Context) error {
 	defer cancel(nil)
 	parts.Go(func() { k.watch(ctx, c, cancel) })
 
+	held, err := identity.Hold(c.StateDir)
+	if errors.Is(err, identity.ErrInUse) {
+		return err // the other one says how things are
+	}
+	if err != nil {
+		board.Connection(status.Broken)
+		return err
+	}
+	defer held.Close()
 	state, err := c.openState(func(other *identity.CopiedError) {
 		k.log.Warn("identity of another machine set aside", "file", other.Aside, "not_in_tpm", other.Foreign)
 		board.Copied(other.Foreign)

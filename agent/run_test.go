@@ -168,6 +168,32 @@ func TestConfigurationThatComesLaterIsFound(t *testing.T) {
 	k.stops()
 }
 
+// Somebody tries the agent in a terminal while the service runs. Two streams of
+// one device are an alarm, and the notebook would be suspended.
+func TestASecondAgentBesideTheServiceEndsAtOnce(t *testing.T) {
+	c := issuing(t)
+	p := emptyPlace(t)
+	p.write("token", "t-1")
+	p.write("agent.yaml", "collector: "+c.Target().Address+"\nca_file: "+c.Servers.File(t))
+	k := keep(t, p)
+	c.Next(t).Welcome(t, time.Hour)
+	k.shows(func(s status.Summary) bool { return s.Connection == status.Online })
+	terminal := &keeper{
+		settings: &settings{file: p.path("agent.yaml"), flags: config{
+			DeviceKey: identity.KindSoftware, StateDir: p.path("state"), StatusFile: p.path("status.json"), TokenFile: p.path("token"),
+		}},
+		level: new(slog.LevelVar), log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		guard: func(service.Directories) ([]string, error) { return nil, nil },
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := terminal.untilError(ctx); !errors.Is(err, identity.ErrInUse) {
+		t.Errorf("the second agent ends with %v", err)
+	}
+	k.shows(func(s status.Summary) bool { return s.Connection == status.Online })
+	k.stops()
+}
+
 // Everybody may put an agent.yaml where Windows keeps the agent's files, before
 // it is installed. It would name another collector, who would get the token.
 func TestPlantedConfigurationIsNeverRead(t *testing.T) {
