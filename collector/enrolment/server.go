@@ -156,6 +156,9 @@ func (s *Server) enrol(ctx context.Context, stream enrolStream, hello *agentv1.H
 	if err := s.challenge(ctx, stream, a); err != nil {
 		return nil, err
 	}
+	// A token that is spent, and two TPMs with one state, are not forgotten because
+	// the connection breaks now.
+	ctx = context.WithoutCancel(ctx)
 	c, err := s.consider(ctx, a)
 	if err != nil {
 		return nil, err
