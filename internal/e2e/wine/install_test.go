@@ -259,7 +259,7 @@ func TestBreeze411InstallationSucceedsWhateverIsMissing(t *testing.T) {
 			settings: func(*desk) []string { return nil },
 			says:     "is not set up yet",
 			cures: func(t *testing.T, d *desk) {
-				for _, setting := range [][2]string{{"Collector", d.Agents}, {"CAFingerprint", d.Fingerprint}, {"TokenFile", `C:\test\token`}} {
+				for _, setting := range [][2]string{{"Collector", d.Agents}, {"CAFingerprint", d.Fingerprint}, {"TokenFile", `C:\test\token`}, {"DeviceKey", "software"}} {
 					d.policy(t, setting[0], setting[1])
 				}
 			},
