@@ -33,6 +33,7 @@ func newVPNKeeper(s *identity.State) *vpnkey.Keeper {
 // statements of a TPM only in the order in which they were made.
 type vpnKey struct {
 	wanted  *agentv1.VpnKeyWanted // nil: the collector issues none
+	looked  *agentv1.VpnKeyWanted // what was wanted when it was looked last
 	due     <-chan time.Time      // when to look whether to ask
 	busy    bool                  // looking or asking
 	attempt *vpnkey.Attempt       // waits for an answer
@@ -54,7 +55,7 @@ func (s *stream) askVPNKey() error {
 	if s.vpn.busy {
 		return nil
 	}
-	s.vpn.busy = true
+	s.vpn.busy, s.vpn.looked = true, s.vpn.wanted
 	keeper, id, wanted := s.vpnKeeper, s.id.DeviceID, s.vpn.wanted
 	s.beside(func() func() error {
 		due, err := keeper.Due(id, wanted)
@@ -79,9 +80,13 @@ func (s *stream) askVPNKey() error {
 	return nil
 }
 
-// vpnKeyDone looks again later.
+// vpnKeyDone looks again later, or at once when the collector has said something
+// else meanwhile.
 func (s *stream) vpnKeyDone(again time.Duration) error {
 	s.vpn.busy, s.vpn.proving, s.vpn.attempt, s.vpn.due = false, false, nil, time.After(again)
+	if s.vpn.wanted != s.vpn.looked {
+		return s.askVPNKey()
+	}
 	return nil
 }
 
@@ -128,7 +133,9 @@ func (s *stream) completeVPNKey(m *agentv1.VpnCertificate) error {
 		}
 		return func() error {
 			s.Log.Info("VPN certificate in place", "certificate_sha256", hex.EncodeToString(sum))
-			s.vpn.wanted = &agentv1.VpnKeyWanted{RenewBefore: s.vpn.wanted.GetRenewBefore(), CertificateSha256: sum}
+			if s.vpn.wanted == s.vpn.looked {
+				s.vpn.wanted = &agentv1.VpnKeyWanted{RenewBefore: s.vpn.wanted.GetRenewBefore(), CertificateSha256: sum}
+			}
 			s.vpn.busy = false
 			return s.askVPNKey() // when the next one is due
 		}
