@@ -21,8 +21,8 @@ const (
 )
 
 // Run ends what has an end when its time comes: permissions for software keys,
-// re-image windows, enrolments and orders that wait, VPN certificates. It returns nil when ctx
-// ends. Nothing depends on its being in time: what has ended is not accepted,
+// re-image windows, enrolments and orders that wait, VPN certificates. It
+// returns nil when ctx ends. Nothing depends on its being in time: what has ended is not accepted,
 // whether or not Run has noted it.
 func (r *Registry) Run(ctx context.Context) error {
 	for {

@@ -43,9 +43,8 @@ type Enrolment struct {
 // was enrolled before keeps its id. All of it is there after the commit, or
 // nothing. A key in a TPM ends the permission to have none. A new attestation key
 // ends the re-image window and the VPN certificates that the one before vouched
-// for. The error wraps fs.ErrNotExist for an
-// unknown asset, ErrTransition when the asset does not, or not any more, allow
-// this enrolment.
+// for. The error wraps fs.ErrNotExist for an unknown asset, ErrTransition when
+// the asset does not, or not any more, allow this enrolment.
 func (r *Registry) Enrol(ctx context.Context, e Enrolment) error {
 	if err := e.check(); err != nil {
 		return fmt.Errorf("enrolling %s: %w", e.AssetNumber, err)
