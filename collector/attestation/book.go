@@ -30,10 +30,10 @@ type entry struct {
 	// judging lets one statement of a device at a time be compared with the one
 	// before, and stored.
 	judging sync.Mutex
-	// heard is when the newest statement arrived; zero: none since the collector
-	// started. It belongs to who holds judging.
-	heard time.Time
-	known Known
+	// heard is when the newest statement arrived, quoted when the newest quote did;
+	// zero: none since the collector started. They belong to who holds judging.
+	heard, quoted time.Time
+	known         Known
 	// rated is known.Attestation with its PCRs compared with the model's; nil:
 	// there is none.
 	rated *posturev1.Attestation
@@ -82,7 +82,8 @@ func (b *Book) Put(k Known) {
 	e := b.entryFor(k.DeviceID)
 	_ = b.change(e, func() error { // no error can come of it
 		b.publish(e, k)
-		e.heard = b.Now()
+		now := b.Now()
+		e.heard, e.quoted = now, now // an enrolment quotes, too
 		return nil
 	})
 }

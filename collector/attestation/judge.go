@@ -51,7 +51,7 @@ func (b *Book) Judge(ctx context.Context, deviceID string, asked Question, q *ag
 		if err := b.save(ctx, e, k.Quoted(proven, b.Now())); err != nil {
 			return err
 		}
-		e.heard = heard
+		e.heard, e.quoted = heard, heard
 		b.learn(ctx, e)
 		return nil
 	})
@@ -113,11 +113,15 @@ func (b *Book) Replace(ctx context.Context, deviceID string, ak []byte) error {
 	})
 }
 
-// Failed notes why a quote that is due does not come. What earlier ones have
-// proven does not count from now on, until another is judged: also when the
-// error says that it could not be stored.
-func (b *Book) Failed(ctx context.Context, deviceID, reason string) error {
+// Failed notes why a quote that was asked for at a moment does not come. What
+// earlier ones have proven does not count from now on, until another is judged:
+// also when the error says that it could not be stored. One that came since it
+// was asked for, on another connection, is none that is missing.
+func (b *Book) Failed(ctx context.Context, deviceID string, asked time.Time, reason string) error {
 	return b.stated(deviceID, func(e *entry) error {
+		if asked.Before(e.quoted) {
+			return nil
+		}
 		k := e.known
 		k.Failure = cmp.Or(clip(reason, maxReason), "no reason given")
 		if k.Failure == e.known.Failure {

@@ -200,6 +200,25 @@ func TestStatementThatWasHeldUpOnTheWayIsNoCopy(t *testing.T) {
 	wantError(t, h.Follow(t.Context(), "a", p.AK.Area, h.now, earlier), attestation.ErrCloned)
 }
 
+// A first connection has broken, and its question is still open when the
+// notebook has quoted on the next one.
+func TestQuestionThatAnotherQuoteHasAnsweredIsNotMissed(t *testing.T) {
+	h := newHouse(t)
+	p := h.enrolled("a")
+	asked := h.now
+	h.now = h.now.Add(time.Minute)
+	h.quotes("a", p)
+	h.now = h.now.Add(time.Minute)
+	if err := h.Failed(t.Context(), "a", asked, "no quote within 2m0s"); err != nil {
+		t.Error(err)
+	}
+	h.stands("a", observed, "")
+	if err := h.Failed(t.Context(), "a", h.now, "no quote within 1m0s"); err != nil {
+		t.Error(err)
+	}
+	h.stands("a", failed, "no quote within 1m0s")
+}
+
 // An enrolment that began with one attestation key ends when a renewal has made
 // another known: their clocks have nothing to do with each other.
 func TestClockOfAnotherAttestationKeyIsNotCompared(t *testing.T) {
@@ -238,7 +257,7 @@ func TestStatementIsNotStoredOverAnEnrolmentOrADismissal(t *testing.T) {
 		"another attestation key": func(h *house, _ *attesttest.TPM) error {
 			return h.Replace(t.Context(), "a", attesttest.New(t).AK.Area)
 		},
-		"missing quote": func(h *house, _ *attesttest.TPM) error { return h.Failed(t.Context(), "a", "none") },
+		"missing quote": func(h *house, _ *attesttest.TPM) error { return h.Failed(t.Context(), "a", h.now, "none") },
 	}
 	for name, statement := range ofOld {
 		t.Run(name+" and an enrolment", func(t *testing.T) {
@@ -286,7 +305,7 @@ func TestQuoteThatIsMissingTakesEverythingBack(t *testing.T) {
 	h := newHouse(t)
 	p := h.enrolled("a")
 	h.quotes("a", p)
-	if err := h.Failed(t.Context(), "a", "no quote within 1m0s"); err != nil {
+	if err := h.Failed(t.Context(), "a", h.now, "no quote within 1m0s"); err != nil {
 		t.Fatal(err)
 	}
 	h.restart() // and it is not forgotten
@@ -297,7 +316,7 @@ func TestQuoteThatIsMissingTakesEverythingBack(t *testing.T) {
 	h.quotes("a", p)
 	h.stands("a", observed, "")
 	h.shelf.err = errors.New("disk full")
-	if err := h.Failed(t.Context(), "a", ""); err == nil {
+	if err := h.Failed(t.Context(), "a", h.now, ""); err == nil {
 		t.Error("no error")
 	}
 	h.stands("a", failed, "no reason given")
@@ -328,8 +347,8 @@ func TestChangesAreAnnounced(t *testing.T) {
 	}{
 		{"first quote", func() { h.quotes("a", p) }, true},
 		{"same facts", func() { h.now = h.now.Add(time.Hour); h.quotes("a", p) }, false},
-		{"no quote", func() { _ = h.Failed(t.Context(), "a", "late") }, true},
-		{"again none", func() { _ = h.Failed(t.Context(), "a", "late") }, false},
+		{"no quote", func() { _ = h.Failed(t.Context(), "a", h.now, "late") }, true},
+		{"again none", func() { _ = h.Failed(t.Context(), "a", h.now, "late") }, false},
 		{"quote again", func() { h.quotes("a", p) }, true},
 		{"other loader", func() { p.Boot.Program("third"); h.quotes("a", p) }, true},
 		{"refused", func() { _, _ = h.quote("a", attesttest.New(t)) }, false},

@@ -67,7 +67,7 @@ func (st *session) firstQuestion(ctx context.Context, capability uint32) []byte 
 		return nil
 	}
 	if capability < quoteCapability {
-		st.unquoted(ctx, "the agent is too old to quote")
+		st.unquoted(ctx, st.service.Now(), "the agent is too old to quote")
 		return nil
 	}
 	st.questions.mu.Lock()
@@ -120,9 +120,10 @@ func (st *session) late(ctx context.Context, nonce []byte, within time.Duration)
 	if missed {
 		q.open, q.missed = nil, nonce
 	}
+	asked := q.asked
 	q.mu.Unlock()
 	if missed {
-		st.unquoted(ctx, fmt.Sprintf("no quote within %s", within))
+		st.unquoted(ctx, asked, fmt.Sprintf("no quote within %s", within))
 		st.askAgain(quoteRetry)
 	}
 }
@@ -156,7 +157,7 @@ func (st *session) quote(ctx context.Context, m *agentv1.Quote) error {
 		return invalid("a quote that nobody asked for")
 	}
 	if len(m.GetMessage()) == 0 {
-		st.unquoted(ctx, "the notebook does not quote: "+cmp.Or(m.GetFailure(), "no reason given"))
+		st.unquoted(ctx, asked, "the notebook does not quote: "+cmp.Or(m.GetFailure(), "no reason given"))
 		st.askAgain(quoteRetry)
 		return nil
 	}
@@ -181,12 +182,12 @@ func (st *session) judge(ctx context.Context, m *agentv1.Quote, asked time.Time)
 	}
 	defer release()
 	_, err = st.service.TPMs.Judge(ctx, st.deviceID, attestation.Question{Nonce: m.GetNonce(), Exporter: exporter, Asked: asked}, m)
-	return st.stated(ctx, err)
+	return st.stated(ctx, asked, err)
 }
 
-// stated says what becomes of a stream whose TPM has stated something; err is
-// what was wrong with it.
-func (st *session) stated(ctx context.Context, err error) error {
+// stated says what becomes of a stream whose TPM has stated something that it
+// was asked at a moment; err is what was wrong with it.
+func (st *session) stated(ctx context.Context, asked time.Time, err error) error {
 	switch {
 	case err == nil:
 		return nil
@@ -197,7 +198,7 @@ func (st *session) stated(ctx context.Context, err error) error {
 		return errOvertaken
 	case errors.Is(err, attestation.ErrRefused):
 		st.service.note(ctx, st.deviceID, "alarm.attestation", err.Error())
-		st.unquoted(ctx, "the TPM's statement does not verify")
+		st.unquoted(ctx, asked, "the TPM's statement does not verify")
 		return status.Error(codes.PermissionDenied, "the TPM's statement does not verify")
 	case context.Cause(ctx) != nil:
 		return context.Cause(ctx)
@@ -206,9 +207,9 @@ func (st *session) stated(ctx context.Context, err error) error {
 	return errNotStored
 }
 
-// unquoted notes that a quote is due and there is none.
-func (st *session) unquoted(ctx context.Context, reason string) {
-	if err := st.service.TPMs.Failed(ctx, st.deviceID, reason); err != nil && ctx.Err() == nil {
+// unquoted notes that a quote was asked for at a moment and there is none.
+func (st *session) unquoted(ctx context.Context, asked time.Time, reason string) {
+	if err := st.service.TPMs.Failed(ctx, st.deviceID, asked, reason); err != nil && ctx.Err() == nil {
 		st.service.Log.ErrorContext(ctx, "missing quote not stored", "device_id", st.deviceID, "error", err)
 	}
 	st.quoted(status.Error(codes.FailedPrecondition, reason))

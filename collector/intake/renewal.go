@@ -145,7 +145,7 @@ func (st *session) verifyRenewal(ctx context.Context, r *renewal, p *agentv1.Ren
 	if err == nil && len(r.tpm.AttestationKey) > 0 {
 		err = st.service.TPMs.Replace(ctx, st.deviceID, r.tpm.AttestationKey)
 	}
-	return st.stated(ctx, err)
+	return st.stated(ctx, r.asked, err)
 }
 
 // settle ends the key before a renewal when its successor is used for the first

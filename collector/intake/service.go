@@ -62,8 +62,8 @@ type TPMs interface {
 	// Judge judges a quote. The error wraps attestation.ErrRefused, ErrCloned or
 	// ErrOvertaken, or is the store's.
 	Judge(ctx context.Context, deviceID string, asked attestation.Question, q *agentv1.Quote) (*posturev1.Attestation, error)
-	// Failed notes why a quote that is due does not come.
-	Failed(ctx context.Context, deviceID, reason string) error
+	// Failed notes why a quote that was asked for at a moment does not come.
+	Failed(ctx context.Context, deviceID string, asked time.Time, reason string) error
 	// Certified verifies that the TPM certifies a key; errors as those of Judge.
 	Certified(ctx context.Context, deviceID string, key *attest.Key, purpose attest.Purpose, asked attestation.Question, message, signature []byte) error
 	// Replace makes another key the attestation key.

@@ -83,7 +83,7 @@ type vpnKeys struct {
 	// spki is the device key of the stream.
 	spki []byte
 	// stated says what becomes of the stream when its TPM has stated something.
-	stated    func(ctx context.Context, err error) error
+	stated    func(ctx context.Context, asked time.Time, err error) error
 	now       func() time.Time
 	log       *slog.Logger
 	asked     time.Time
@@ -196,7 +196,7 @@ func (v *vpnKeys) prove(ctx context.Context, p *agentv1.VpnKeyProof, exporter []
 	asked := attestation.Question{Nonce: c.nonce, Exporter: exporter, Asked: c.asked}
 	err := v.TPMs.Certified(ctx, v.deviceID, c.key, attest.PurposeVPN, asked, p.GetCertify(), p.GetCertifySignature())
 	if err != nil {
-		return nil, v.stated(ctx, err)
+		return nil, v.stated(ctx, c.asked, err)
 	}
 	return v.issue(ctx, c.key)
 }
