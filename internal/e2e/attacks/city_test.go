@@ -77,7 +77,7 @@ func newCity(t *testing.T, lines ...string) *city {
 // delivery list says it is, nil when the list does not name its TPM.
 func (c *city) deliver(t *testing.T, asset string, pc *pc) {
 	t.Helper()
-	columns, line := "asset_number;unit", asset+";inneres/it"
+	columns, line := "asset_number;unit;vendor;model", asset+";inneres/it;Muster;Notebook 14"
 	if pc != nil {
 		columns, line = columns+";endorsement_key_sha256", line+";"+pc.endorsementKey
 	}

@@ -3,12 +3,14 @@
 package attacks_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"pfoertner/internal/e2e"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
+	posturev1 "pfoertner/proto/pfoertner/posture/v1"
 )
 
 const (
@@ -235,4 +237,33 @@ func TestResumingAfterAnAlarmTakesTwoAndANewEnrolment(t *testing.T) {
 	if c.device(t, asset).GetOnline() {
 		t.Error("the old key still opens")
 	}
+}
+
+// Operators ask a TPM at any time what it vouches for, and approve or reject the
+// values of a model.
+func TestOperatorsAskForQuotesAndDecideAboutBootValues(t *testing.T) {
+	t.Parallel()
+	c, _ := delivered(t)
+	before := c.device(t, asset).GetAttested()
+	c.Operator(t, "collect", asset, "--quote")
+	after := c.device(t, asset).GetAttested()
+	if !after.GetQuotedAt().AsTime().After(before.GetQuotedAt().AsTime()) {
+		t.Errorf("quoted at %s, before at %s", after.GetQuotedAt().AsTime(), before.GetQuotedAt().AsTime())
+	}
+
+	first := after.GetPcrs()[0]
+	value := fmt.Sprintf("%d:%x", first.GetIndex(), first.GetSha256())
+	if first.GetReference() != posturev1.PcrReference_PCR_REFERENCE_LEARNED {
+		t.Fatalf("PCR %s is %s", value, first.GetReference())
+	}
+	decide := func(decision string) { c.Operator(t, "boot-references", decision, value, "--model", "Notebook 14") }
+	decide("reject")
+	d := c.await(t, asset, "refused for its start", func(d *fleetv1.Device) bool {
+		return d.GetResult().GetVerdict() == posturev1.Verdict_VERDICT_DENY
+	})
+	if d.GetAttested().GetPcrs()[0].GetReference() != posturev1.PcrReference_PCR_REFERENCE_REJECTED {
+		t.Errorf("refused, but PCR %s is %s", value, d.GetAttested().GetPcrs()[0].GetReference())
+	}
+	decide("approve")
+	c.await(t, asset, "in again", func(d *fleetv1.Device) bool { return d.GetResult().GetVerdict() != posturev1.Verdict_VERDICT_DENY })
 }
