@@ -13,14 +13,17 @@ import (
 	"pfoertner/internal/e2e/wine"
 )
 
-// The tests of what calls Windows (host_windows*_test.go), where it is called.
+// The tests of what calls Windows, where it is called.
 // All else is portable and was tested on this machine.
 func TestCallsOfWindowsPassTheirTests(t *testing.T) {
 	m := wine.New(t)
-	for _, pkg := range []string{"agent/probe", "agent/service", "agent/notice"} {
+	for pkg, files := range map[string]string{
+		"agent/probe": "host_windows*_test.go", "agent/service": "host_windows*_test.go", "agent/notice": "host_windows*_test.go",
+		"agent/identity": "hold_test.go",
+	} {
 		t.Run(pkg, func(t *testing.T) {
 			source := filepath.Join(top, pkg)
-			names := testsIn(t, filepath.Join(source, "host_windows*_test.go"))
+			names := testsIn(t, filepath.Join(source, files))
 			if len(names) == 0 {
 				t.Fatal("no test of what calls Windows was found")
 			}
