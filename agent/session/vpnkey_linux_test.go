@@ -141,6 +141,19 @@ func (o *vpnOffice) certificate(t *testing.T, key *ecdsa.PublicKey, device strin
 	return &agentv1.VpnCertificate{Chain: o.Devices.Issue(t, testcollector.Subject{URI: uri.String(), Public: key}).Certificate}
 }
 
+// hold has the TPM work on something until release.
+func (o *vpnOffice) hold(t *testing.T) (release func()) {
+	t.Helper()
+	select {
+	case o.agent.turn <- struct{}{}:
+	case <-testcollector.Within(t).Done():
+		t.Fatal("the TPM is busy for ever")
+	}
+	release = sync.OnceFunc(func() { <-o.agent.turn })
+	t.Cleanup(release) // also of a test that failed: the agent's end waits for it
+	return release
+}
+
 // ends waits for the end of the stream.
 func (o *vpnOffice) ends(t *testing.T) {
 	t.Helper()
@@ -253,35 +266,34 @@ func TestWhatTheCollectorWantsMeanwhileCounts(t *testing.T) {
 	request := o.asked(t)
 	o.challenges(t)
 	certificate := o.certificate(t, o.proven(t, request), o.id(t))
-	o.agent.turn <- struct{}{} // it works on something
+	release := o.hold(t)
 	o.answers(t, certificate)
 	o.wants(t, nil) // it has forgotten it already
 	isPresent(t, o.stream)
-	<-o.agent.turn
+	release()
 	o.asked(t)
 }
 
 // Everything else goes on while a TPM takes its time.
 func TestSlowTPMThatMakesAVPNKeyHoldsUpNoStream(t *testing.T) {
 	o := newVPNOffice(t)
-	a := o.agent
-	a.turn <- struct{}{} // it works on something
+	release := o.hold(t)
 	o.wants(t, nil)
 	isPresent(t, o.stream)
-	<-a.turn
+	release()
 	request := o.asked(t)
-	a.turn <- struct{}{}
+	release = o.hold(t)
 	o.challenges(t)
 	isPresent(t, o.stream)
-	<-a.turn
+	release()
 	key := o.proven(t, request)
-	a.turn <- struct{}{}
+	release = o.hold(t)
 	o.answers(t, o.certificate(t, key, o.id(t)))
 	isPresent(t, o.stream)
 	if o.kept(t) != nil {
 		t.Error("the certificate is in place out of turn")
 	}
-	<-a.turn
+	release()
 }
 
 // A VPN certificate can wait; what the notebook reports cannot.
@@ -308,8 +320,7 @@ func TestVPNMessagesThatNobodyAskedForEndTheStream(t *testing.T) {
 		"second challenge": func(o *vpnOffice) {
 			o.wants(t, nil)
 			o.asked(t)
-			o.agent.turn <- struct{}{} // it works on something
-			defer func() { <-o.agent.turn }()
+			defer o.hold(t)()
 			o.challenges(t)
 			isPresent(t, o.stream)
 			o.challenges(t)
