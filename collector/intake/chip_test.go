@@ -276,8 +276,13 @@ func (n *notebook) awaited(ev *posturev1.Evidence) {
 
 // leaves closes the connection, and waits until the collector has seen it.
 func (n *notebook) leaves() {
+	n.t.Helper()
 	n.conn.Close()
+	ctx := within(n.t)
 	for online := true; online; online, _, _ = n.house.Online(n.id) {
+		if ctx.Err() != nil {
+			n.t.Fatal("the collector does not see that the notebook has left")
+		}
 		runtime.Gosched()
 	}
 }

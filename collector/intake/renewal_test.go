@@ -121,7 +121,7 @@ func TestOldKeyOpensStreamsUntilTheNewOneDid(t *testing.T) {
 	handshake := h.dial(t, pairOf(renewed))
 	handshake.Connect()
 	for s := handshake.GetState(); s != connectivity.Ready; s = handshake.GetState() {
-		if !handshake.WaitForStateChange(t.Context(), s) {
+		if !handshake.WaitForStateChange(within(t), s) {
 			t.Fatal("the new key does not get through a handshake")
 		}
 	}

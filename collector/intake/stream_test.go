@@ -79,7 +79,7 @@ func pairOf(n *notebook) *tls.Certificate {
 
 func connect(t *testing.T, h *house, pair *tls.Certificate) error {
 	t.Helper()
-	stream, err := agentv1.NewSessionServiceClient(h.dial(t, pair)).Connect(t.Context())
+	stream, err := agentv1.NewSessionServiceClient(h.dial(t, pair)).Connect(within(t))
 	if err != nil {
 		return err
 	}
