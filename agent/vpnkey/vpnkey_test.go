@@ -14,17 +14,15 @@ import (
 	"math/big"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
 
-	"github.com/google/go-tpm/tpm2/transport"
-	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"pfoertner/internal/attest"
 	"pfoertner/internal/attest/chip"
+	"pfoertner/internal/e2e/swtpm"
 	"pfoertner/internal/mtls"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
 )
@@ -64,35 +62,12 @@ func (m *machine) CertifyVPN(key *chip.Key, nonce, exporter []byte) (message, si
 
 func newMachine(t *testing.T) *machine {
 	t.Helper()
-	if _, err := exec.LookPath("swtpm"); err != nil {
-		t.Skip("SKIPPED: this test needs the program \"swtpm\"")
-	}
-	dir, err := os.MkdirTemp("", "vk") // the path of a socket has to be short
-	if err != nil {
+	m := &machine{Chip: swtpm.New(t).Chip(t), dir: filepath.Join(t.TempDir(), "vpn"), clock: time.Now()}
+	var err error
+	if m.ak, err = m.NewAK(); err != nil {
 		t.Fatal(err)
 	}
-	socket := filepath.Join(dir, "tpm")
-	program := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+t.TempDir(),
-		"--server", "type=unixio,path="+socket, "--flags", "not-need-init,startup-clear")
-	if err := program.Start(); err != nil {
-		t.Fatal(err)
-	}
-	m := &machine{dir: filepath.Join(t.TempDir(), "vpn"), clock: time.Now()}
-	m.Chip = chip.New(func() (transport.TPMCloser, error) { return linuxudstpm.Open(socket) }, nil)
-	t.Cleanup(func() {
-		_ = m.Close()
-		_ = program.Process.Kill()
-		_ = program.Wait()
-		_ = os.RemoveAll(dir)
-	})
-	for begin := time.Now(); ; { // it says nowhere that it listens
-		if m.ak, err = m.NewAK(); err == nil {
-			return m
-		}
-		if time.Since(begin) > 10*time.Second {
-			t.Fatal(err)
-		}
-	}
+	return m
 }
 
 func (m *machine) keeper() *Keeper {

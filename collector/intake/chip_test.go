@@ -5,22 +5,17 @@ package intake
 import (
 	"bytes"
 	"crypto/tls"
-	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"runtime"
 	"testing"
 	"time"
 
-	"github.com/google/go-tpm/tpm2/transport"
-	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"pfoertner/collector/attestation"
 	"pfoertner/internal/attest"
 	"pfoertner/internal/attest/chip"
+	"pfoertner/internal/e2e/swtpm"
 	agentv1 "pfoertner/proto/pfoertner/agent/v1"
 	fleetv1 "pfoertner/proto/pfoertner/fleet/v1"
 	posturev1 "pfoertner/proto/pfoertner/posture/v1"
@@ -30,69 +25,17 @@ import (
 // the one of its machine.
 type machine struct {
 	*notebook
-	chip  *chip.Chip
-	state string
-	off   func()
-	ak    *chip.Key
-	tls   *chip.Key
-}
-
-// poweredOn starts a TPM with the state of a directory.
-func poweredOn(t testing.TB, state string) (c *chip.Chip, off func()) {
-	t.Helper()
-	if _, err := exec.LookPath("swtpm"); err != nil {
-		t.Skip("SKIPPED: this test needs the program \"swtpm\"")
-	}
-	dir, err := os.MkdirTemp("", "intake") // a socket's path is short
-	if err != nil {
-		t.Fatal(err)
-	}
-	socket := filepath.Join(dir, "tpm")
-	var said bytes.Buffer
-	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state,
-		"--server", "type=unixio,path="+socket, "--flags", "not-need-init,startup-clear")
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		_ = cmd.Wait()
-		close(ended)
-	}()
-	c = chip.New(func() (transport.TPMCloser, error) { return linuxudstpm.Open(socket) }, nil)
-	stopped := false
-	off = func() {
-		if stopped {
-			return
-		}
-		stopped = true
-		_ = c.Close()
-		_ = cmd.Process.Kill()
-		<-ended
-		_ = os.RemoveAll(dir)
-	}
-	t.Cleanup(off)
-	for deadline := time.After(10 * time.Second); ; {
-		if conn, err := net.Dial("unix", socket); err == nil {
-			_ = conn.Close()
-			return c, off
-		}
-		select {
-		case <-ended:
-			t.Fatalf("swtpm ended: %s", said.String())
-		case <-deadline:
-			t.Fatal("swtpm does not listen")
-		case <-time.After(time.Millisecond): // it says nowhere that it listens
-		}
-	}
+	tpm  *swtpm.TPM
+	chip *chip.Chip
+	ak   *chip.Key
+	tls  *chip.Key
 }
 
 // machine makes a device with a TPM known and active.
 func (h *house) machine(t testing.TB, id string) *machine {
 	t.Helper()
-	m := &machine{state: t.TempDir()}
-	m.chip, m.off = poweredOn(t, m.state)
+	m := &machine{tpm: swtpm.New(t)}
+	m.chip = m.tpm.Chip(t)
 	m.ak, m.tls = must(m.chip.NewAK())(t), must(m.chip.NewKey())(t)
 	ek := must(m.chip.Endorsement())(t)
 	m.notebook = h.certified(t, id, m.tls.Public())
@@ -101,6 +44,16 @@ func (h *house) machine(t testing.TB, id string) *machine {
 	h.door.protection[id] = fleetv1.KeyProtection_KEY_PROTECTION_TPM
 	h.door.mu.Unlock()
 	h.book.Put(attestation.Known{DeviceID: id, EndorsementKey: ek.Area, AttestationKey: m.ak.Area(), Since: time.Now(), Virtual: true})
+	return m
+}
+
+// switchedOn starts the machine's TPM with the keys that were made in it.
+func (m *machine) switchedOn(ak, tls []byte) *machine {
+	m.t.Helper()
+	m.tpm.On(m.t)
+	m.chip = m.tpm.Chip(m.t)
+	m.ak, m.tls = must(m.chip.LoadKey(ak))(m.t), must(m.chip.LoadKey(tls))(m.t)
+	m.signer = m.tls
 	return m
 }
 
@@ -114,19 +67,11 @@ func must[T any](v T, err error) func(testing.TB) T {
 	}
 }
 
-// copied is another machine that was switched on with a copy of the TPM's state,
-// and of the agent's files.
+// copied is another machine, switched off, with a copy of the TPM's state, and of
+// the agent's files.
 func (m *machine) copied() *machine {
 	m.t.Helper()
-	c := &machine{notebook: m.notebook.copied(), state: m.t.TempDir()}
-	if err := os.CopyFS(c.state, os.DirFS(m.state)); err != nil {
-		m.t.Fatal(err)
-	}
-	c.chip, c.off = poweredOn(m.t, c.state)
-	c.ak = must(c.chip.LoadKey(must(m.ak.Stored())(m.t)))(m.t)
-	c.tls = must(c.chip.LoadKey(must(m.tls.Stored())(m.t)))(m.t)
-	c.signer = c.tls
-	return c
+	return &machine{notebook: m.notebook.copied(), tpm: m.tpm.Copy(m.t)}
 }
 
 // quotes connects, and quotes as asked.
@@ -150,22 +95,16 @@ func TestAttackCopiedVirtualTPM(t *testing.T) {
 	original := h.machine(t, deviceA)
 	original.quotes().reports()
 	original.leaves()
-	original.off() // what is copied is the state of a machine that is switched off
+	ak, tlsKey := must(original.ak.Stored())(t), must(original.tls.Stored())(t)
+	original.tpm.Off() // what is copied is the state of a machine that is switched off
 	clone := original.copied()
 	// Both are switched on: the same number of starts, each with time of its own.
-	original.chip, original.off = poweredOn(t, original.state)
-	original.ak = must(original.chip.LoadKey(must(original.ak.Stored())(t)))(t)
-	original.tls = must(original.chip.LoadKey(must(original.tls.Stored())(t)))(t)
-	original.signer = original.tls
-	clone.quotes().reports()
+	original.switchedOn(ak, tlsKey)
+	clone.switchedOn(ak, tlsKey).quotes().reports()
 	clone.leaves()
-	clone.off()
+	clone.tpm.Off()
 	// The clone is switched on once more, and the original is behind.
-	clone.chip, clone.off = poweredOn(t, clone.state)
-	clone.ak = must(clone.chip.LoadKey(must(original.ak.Stored())(t)))(t)
-	clone.tls = must(clone.chip.LoadKey(must(original.tls.Stored())(t)))(t)
-	clone.signer = clone.tls
-	clone.quotes().reports()
+	clone.switchedOn(ak, tlsKey).quotes().reports()
 	clone.leaves()
 	original.quotes().ends(codes.PermissionDenied)
 	if a := h.alarmed(); len(a) != 1 || a[0].kind != "cloned" {
@@ -185,8 +124,7 @@ func TestAttestationKeyIsReplacedInTheTPM(t *testing.T) {
 	}{
 		"in the same TPM": {func(m *machine) *chip.Key { return nil }, codes.OK},
 		"in another TPM": {func(m *machine) *chip.Key {
-			other, _ := poweredOn(m.t, m.t.TempDir())
-			return must(other.NewAK())(m.t)
+			return must(swtpm.New(m.t).Chip(m.t).NewAK())(m.t)
 		}, codes.PermissionDenied},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -7,8 +7,6 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"errors"
-	"io/fs"
-	"os"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -39,7 +37,7 @@ func TestAttackReimagedTPMKeepsItsIdentityButNoKeys(t *testing.T) {
 	p := newPC(t)
 	key := p.newKey(t)
 	kept, ek := stored(t, key), p.endorsement(t)
-	p.clear(t)
+	p.Clear(t)
 	_, err := p.LoadKey(kept)
 	wantError(t, err, chip.ErrForeign)
 	if err := p.Close(); err != nil {
@@ -254,7 +252,7 @@ func TestAttackTamperedEventLog(t *testing.T) {
 		"with other data": bootlogtest.New().Variable(7, "SecureBoot", []byte{0}).Variable(7, "PK", []byte("platform key")).Separator(7).Separator(4).
 			Edit(0, func(e *bootlogtest.Event) { e.Data = bootlogtest.VariableData("SecureBoot", []byte{1}) }).Log(),
 		"none":     nil,
-		"cut off":  p.log[:len(p.log)-1],
+		"cut off":  p.Log[:len(p.Log)-1],
 		"too long": make([]byte, bootlog.MaxBytes+1),
 	} {
 		a.EventLog = log
@@ -275,11 +273,11 @@ func TestAttackClonedTPM(t *testing.T) {
 	first := newPC(t)
 	ak := first.newAK(t)
 	kept, public := stored(t, ak), must(attest.ParseAttestationKey(ak.Area()))(t)
-	copied := t.TempDir()
-	first.stop()
-	copyDir(t, first.state, copied)
-	first.powerOn(t)
-	second := pcWithState(t, copied)
+	first.Off()
+	copied := first.Copy(t)
+	first.On(t)
+	copied.On(t)
+	second := pcWith(t, copied)
 	clock := func(p *pc) attest.Clock {
 		k := must(p.LoadKey(kept))(t)
 		q := must(p.Quote(k, attest.QuotedPCRs(), make([]byte, 32)))(t)
@@ -293,23 +291,5 @@ func TestAttackClonedTPM(t *testing.T) {
 	}
 	if other := clock(second); other.Follows(seen) {
 		t.Errorf("the copy goes on where the original is: %+v, %+v", seen, other)
-	}
-}
-
-func copyDir(t *testing.T, from, to string) {
-	t.Helper()
-	root := os.DirFS(from)
-	err := fs.WalkDir(root, ".", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || d.Type()&fs.ModeType != 0 || path == ".lock" {
-			return err
-		}
-		raw, err := fs.ReadFile(root, path)
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(to+"/"+path, raw, 0o600)
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 }

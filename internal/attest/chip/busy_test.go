@@ -43,7 +43,7 @@ func whileBusy(t *testing.T, p *pc, command tpm2.TPMCC, code tpm2.TPMRC, times i
 	left := &atomic.Int32{}
 	left.Store(times)
 	c := chip.New(func() (transport.TPMCloser, error) {
-		tpm, err := linuxudstpm.Open(p.socket)
+		tpm, err := linuxudstpm.Open(p.Socket)
 		return busy{tpm, command, code, left}, err
 	}, nil)
 	do(c)

@@ -147,14 +147,14 @@ func TestWithoutATPM(t *testing.T) {
 	p := newPC(t)
 	key := p.newKey(t)
 	kept := stored(t, key)
-	p.stop()
+	p.Off()
 	_, err := key.Sign(rand.Reader, make([]byte, 32), crypto.SHA256)
 	wantError(t, err, chip.ErrUnavailable)
 	_, err = p.LoadKey(kept)
 	wantError(t, err, chip.ErrUnavailable)
 	_, err = chip.New(func() (transport.TPMCloser, error) { return nil, os.ErrNotExist }, nil).NewAK()
 	wantError(t, err, chip.ErrUnavailable)
-	p.powerOn(t)
+	p.On(t)
 	if _, err := key.Sign(rand.Reader, make([]byte, 32), crypto.SHA256); err != nil {
 		t.Errorf("when it is back: %v", err)
 	}
@@ -182,7 +182,7 @@ func TestOwnerWithAPassword(t *testing.T) {
 	if _, err := again.Sign(rand.Reader, make([]byte, 32), crypto.SHA256); err != nil {
 		t.Error(err)
 	}
-	p.clear(t) // takes the storage key along
+	p.Clear(t) // takes the storage key along
 	_, err := p.LoadKey(stored(t, key))
 	wantError(t, err, chip.ErrForeign)
 }

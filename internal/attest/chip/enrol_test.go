@@ -150,9 +150,9 @@ func TestManyPCRsAreQuoted(t *testing.T) {
 func TestMeasurementsBesideTheLog(t *testing.T) {
 	p := newPC(t)
 	p.boot(t, bootlogtest.SecureBoot())
-	log := p.log
+	log := p.Log
 	p.boot(t, bootlogtest.New().Text(11, "enter-initrd"))
-	p.log = log
+	p.Log = log
 	e := newEnrolment(t, p)
 	got, err := e.verify(e.answer(t))
 	if err != nil || got.BootError != nil || got.Boot.SecureBoot != bootlog.Yes {

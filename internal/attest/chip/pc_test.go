@@ -6,13 +6,7 @@ import (
 	"bytes"
 	"crypto"
 	"errors"
-	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -20,91 +14,27 @@ import (
 
 	"pfoertner/internal/attest/bootlog/bootlogtest"
 	"pfoertner/internal/attest/chip"
+	"pfoertner/internal/e2e/swtpm"
 )
 
 // pc is a machine with a TPM 2.0: a real swtpm, reached as a notebook reaches
 // its own.
 type pc struct {
 	*chip.Chip
-	state  string
-	socket string
-	stop   func()
-	log    []byte
-	// dials counts connections.
-	dials atomic.Int32
+	*swtpm.TPM
 }
 
 // newPC is a machine fresh from the factory.
-func newPC(t testing.TB) *pc { return pcWithState(t, t.TempDir()) }
+func newPC(t testing.TB) *pc { return pcWith(t, swtpm.New(t)) }
 
-// pcWithState is a machine whose TPM has the state of a directory.
-func pcWithState(t testing.TB, state string) *pc {
-	t.Helper()
-	if _, err := exec.LookPath("swtpm"); err != nil {
-		t.Skip("SKIPPED: this test needs the program \"swtpm\"")
-	}
-	p := &pc{state: state}
-	p.Chip = chip.New(p.dial, func() ([]byte, error) { return p.log, nil })
-	p.powerOn(t)
-	t.Cleanup(func() {
-		_ = p.Close()
-		p.stop()
-	})
-	return p
-}
-
-func (p *pc) dial() (transport.TPMCloser, error) {
-	p.dials.Add(1)
-	return linuxudstpm.Open(p.socket)
-}
-
-func (p *pc) powerOn(t testing.TB) {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "pc") // a socket's path is short
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.socket = filepath.Join(dir, "tpm")
-	var said bytes.Buffer
-	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+p.state,
-		"--server", "type=unixio,path="+p.socket, "--flags", "not-need-init,startup-clear")
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		_ = cmd.Wait()
-		close(ended)
-	}()
-	p.stop = func() {
-		_ = cmd.Process.Kill()
-		<-ended
-		_ = os.RemoveAll(dir)
-	}
-	deadline := time.After(10 * time.Second)
-	for {
-		if conn, err := net.Dial("unix", p.socket); err == nil {
-			_ = conn.Close()
-			return
-		}
-		select {
-		case <-ended:
-			t.Fatalf("swtpm ended: %s", said.String())
-		case <-deadline:
-			p.stop()
-			t.Fatal("swtpm does not listen")
-		case <-time.After(time.Millisecond): // it says nowhere that it listens
-		}
-	}
-}
+func pcWith(t testing.TB, tpm *swtpm.TPM) *pc { return &pc{tpm.Chip(t), tpm} }
 
 // powerCycle switches the machine off and on: the TPM keeps its state, and
 // forgets what was loaded.
 func (p *pc) powerCycle(t testing.TB) {
 	t.Helper()
-	p.stop()
-	p.powerOn(t)
+	p.Off()
+	p.On(t)
 }
 
 // raw gives the TPM a command beside the chip.
@@ -119,7 +49,7 @@ func raw[R any](t testing.TB, p *pc, command tpm2.Command[R, *R]) *R {
 
 func tryRaw[R any](t testing.TB, p *pc, command tpm2.Command[R, *R]) (*R, error) {
 	t.Helper()
-	tpm, err := linuxudstpm.Open(p.socket)
+	tpm, err := linuxudstpm.Open(p.Socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,12 +65,6 @@ func tryRaw[R any](t testing.TB, p *pc, command tpm2.Command[R, *R]) (*R, error)
 
 func password(h tpm2.TPMHandle) tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: h, Auth: tpm2.PasswordAuth(nil)}
-}
-
-// clear is what re-imaging does.
-func (p *pc) clear(t testing.TB) {
-	t.Helper()
-	raw(t, p, tpm2.Clear{AuthHandle: password(tpm2.TPMRHPlatform)})
 }
 
 // store leaves a certificate in the TPM, as its manufacturer does; padded as
@@ -176,7 +100,7 @@ func (p *pc) boot(t testing.TB, b *bootlogtest.Builder) {
 			Digests:   tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: e.Digest}}},
 		})
 	}
-	p.log = b.Log()
+	p.Log = b.Log()
 }
 
 // objects counts what is loaded in the TPM.
