@@ -16,8 +16,9 @@ type Limits struct {
 	// Refusals are attempts that were refused, of one address. Each is an audit
 	// record; an address that used them up waits.
 	RefusalsPerPeer Rate
-	// Open is how many attempts may be under way at once.
-	Open int
+	// Open is how many attempts may be under way at once, OpenPerPeer how many of
+	// one address; zero: as many as of all.
+	Open, OpenPerPeer int
 }
 
 // Rate is a token bucket: Burst at once, then PerSecond.
@@ -34,6 +35,7 @@ func DefaultLimits() Limits {
 		AttemptsPerPeer: Rate{PerSecond: 2, Burst: 50},
 		RefusalsPerPeer: Rate{PerSecond: 1.0 / 60, Burst: 10},
 		Open:            1024,
+		OpenPerPeer:     128,
 	}
 }
 
@@ -65,11 +67,7 @@ func (p *peerLimiter) empty(addr netip.Addr) bool {
 }
 
 func (p *peerLimiter) bucket(addr netip.Addr) *rate.Limiter {
-	bits := 64
-	if addr = addr.Unmap(); addr.Is4() {
-		bits = 32
-	}
-	key, _ := addr.WithZone("").Prefix(bits) // an invalid address is a key, too
+	key := peerOf(addr)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	b := p.young[key]
@@ -84,4 +82,55 @@ func (p *peerLimiter) bucket(addr netip.Addr) *rate.Limiter {
 	}
 	p.young[key] = b
 	return b
+}
+
+// peerOf is what counts as one address.
+func peerOf(addr netip.Addr) netip.Prefix {
+	bits := 64
+	if addr = addr.Unmap(); addr.Is4() {
+		bits = 32
+	}
+	peer, _ := addr.WithZone("").Prefix(bits) // of an invalid address one, too
+	return peer
+}
+
+// places are those for attempts under way: whoever says nothing holds one until
+// it is timed out, and nobody may hold them all.
+type places struct {
+	all, perPeer int
+
+	mu    sync.Mutex
+	taken int
+	of    map[netip.Prefix]int
+}
+
+func newPlaces(all, perPeer int) *places {
+	if perPeer == 0 {
+		perPeer = all
+	}
+	return &places{all: all, perPeer: perPeer, of: map[netip.Prefix]int{}}
+}
+
+// take takes a place, if there is one.
+func (p *places) take(addr netip.Addr) bool {
+	peer := peerOf(addr)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.taken >= p.all || p.of[peer] >= p.perPeer {
+		return false
+	}
+	p.taken++
+	p.of[peer]++
+	return true
+}
+
+// leave gives a place back.
+func (p *places) leave(addr netip.Addr) {
+	peer := peerOf(addr)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.taken--
+	if p.of[peer]--; p.of[peer] == 0 {
+		delete(p.of, peer)
+	}
 }

@@ -79,7 +79,7 @@ type Server struct {
 	attempts *rate.Limiter
 	peers    *peerLimiter
 	refusals *peerLimiter
-	open     chan struct{}
+	places   *places
 }
 
 // NewServer makes the service.
@@ -98,7 +98,7 @@ func NewServer(o ServerOptions) *Server {
 		attempts:      rate.NewLimiter(rate.Limit(o.Limits.Attempts.PerSecond), o.Limits.Attempts.Burst),
 		peers:         newPeerLimiter(o.Limits.AttemptsPerPeer, o.Now),
 		refusals:      newPeerLimiter(o.Limits.RefusalsPerPeer, o.Now),
-		open:          make(chan struct{}, o.Limits.Open),
+		places:        newPlaces(o.Limits.Open, o.Limits.OpenPerPeer),
 	}
 }
 
@@ -178,12 +178,10 @@ func (s *Server) limit(from netip.Addr) (release func(), err error) {
 	if s.refusals.empty(from) || !s.peers.take(from) || !s.attempts.AllowN(s.Now(), 1) {
 		return nil, status.Error(codes.ResourceExhausted, "too many attempts; try again later")
 	}
-	select {
-	case s.open <- struct{}{}:
-		return func() { <-s.open }, nil
-	default:
+	if !s.places.take(from) {
 		return nil, status.Error(codes.ResourceExhausted, "too many attempts at once; try again later")
 	}
+	return func() { s.places.leave(from) }, nil
 }
 
 // hello waits for the first message.
