@@ -131,7 +131,7 @@ func decide(f facts) ruling {
 		return f.unwelcome("endorsement_unknown")
 	case !enrollable(f.state):
 		return ruling{refuse, "asset_" + stateName(f.state), recordRefused}
-	case f.serialDiffers:
+	case f.serialDiffers && !f.known():
 		return ruling{refuse, "serial", recordSerial}
 	case f.ek == ekUnknown || f.ek == ekWaiting:
 		return ruling{outcome: wait, reason: f.doubt()}
@@ -142,6 +142,11 @@ func decide(f facts) ruling {
 	}
 	return f.again()
 }
+
+// known says whether this is the very TPM, with the very attestation key, that
+// the device was enrolled with. It proves more than a serial number, which a new
+// firmware may have lost: another one is an alarm then, and no obstacle.
+func (f facts) known() bool { return f.state == active && f.enrolledWith && f.ak == akSame }
 
 // again decides about an active device that enrols once more.
 func (f facts) again() ruling {

@@ -99,7 +99,9 @@ func TestDecisions(t *testing.T) {
 		"retired":               {with(device, func(f *facts) { f.state = retired; f.token = tokenValid }), refused("asset_retired")},
 		"no state":              {with(listed, func(f *facts) { f.state = 0 }), refused("asset_unspecified")},
 		"serial number differs": {with(listed, func(f *facts) { f.serialDiffers = true }), ruling{refuse, "serial", recordSerial}},
-		"device's differs":      {with(device, func(f *facts) { f.serialDiffers = true }), ruling{refuse, "serial", recordSerial}},
+		"known TPM's differs":   {with(device, func(f *facts) { f.serialDiffers = true }), issued("recovered")},
+		"of a TPM approved since": {with(device, func(f *facts) { f.serialDiffers = true; f.enrolledWith = false }),
+			ruling{refuse, "serial", recordSerial}},
 
 		// Software keys.
 		"software":                      {software, issued("enrolled")},
@@ -164,7 +166,7 @@ func forbids(f facts) string {
 	switch {
 	case f.state != expected && f.state != pending && f.state != active:
 		return fmt.Sprint("state ", stateName(f.state))
-	case f.serialDiffers:
+	case f.serialDiffers && !(f.hardware && f.state == active && f.enrolledWith && f.ak == akSame):
 		return "another serial number"
 	case !f.hardware && (f.token != tokenValid || !f.permitted || f.hadTPM):
 		return "a software key that is not allowed"

@@ -137,6 +137,21 @@ func TestExpiredCertificateIsNoObstacleForAKnownTPM(t *testing.T) {
 	ad.mustEnrol(t, n, ad.token(t, "NB-1"))
 }
 
+// A new firmware may have lost the serial number. The TPM proves more.
+func TestKnownTPMRecoversUnderAnotherSerialNumberAndIsReported(t *testing.T) {
+	ad := newAdministration(t)
+	n := ad.notebook(t, "PF1")
+	ad.expect(t, "NB-1", "PF1", n)
+	first := ad.mustEnrol(t, n, "")
+	n.serial = ""
+	if again := ad.mustEnrol(t, n, ""); again.GetId() != first.GetId() {
+		t.Errorf("it has become %v", again)
+	}
+	if r := ad.lastAudit(t, recordSerial); r.DeviceID != first.GetId() || r.Details["detail"] != `inventory "PF1", notebook ""` {
+		t.Errorf("audit: %+v", r)
+	}
+}
+
 // The certificate of the endorsement key expires some day. Who spoke for it then
 // has spoken.
 func TestExpiredEndorsementCertificateEndsNoDevice(t *testing.T) {

@@ -39,6 +39,9 @@ func (s *Server) issue(ctx context.Context, a *applicant, c *candidacy, way stri
 	if err := s.sameTPM(ctx, a, c); err != nil {
 		return nil, err
 	}
+	if err := s.otherSerial(ctx, a, c); err != nil {
+		return nil, err
+	}
 	id := c.device.GetId()
 	if id == "" {
 		id = uuid.NewString()
@@ -81,6 +84,24 @@ func (s *Server) sameTPM(ctx context.Context, a *applicant, c *candidacy) error 
 		return &refusal{asset: c.device.GetAsset().GetAssetNumber(), device: id, reason: "cloned", detail: err.Error()}
 	}
 	return err
+}
+
+// otherSerial records that a TPM that is known comes with another serial number
+// than the inventory has.
+func (s *Server) otherSerial(ctx context.Context, a *applicant, c *candidacy) error {
+	if !c.serialDiffers {
+		return nil
+	}
+	details := map[string]string{"reason": "serial", "detail": legible(serials(a, c))}
+	maps.Copy(details, a.says())
+	return s.Registry.store.AppendAudit(ctx, audit.Record{
+		At: s.Now(), Kind: recordSerial, DeviceID: c.device.GetId(), AssetNumber: c.device.GetAsset().GetAssetNumber(), Details: details,
+	})
+}
+
+// serials are both numbers, for records.
+func serials(a *applicant, c *candidacy) string {
+	return fmt.Sprintf("inventory %q, notebook %q", c.device.GetAsset().GetSerial(), a.hello.GetMachine().GetSerial())
 }
 
 // enrolment is what is to be saved of a new or returning device.
@@ -219,7 +240,7 @@ func (a *applicant) refuse(c *candidacy, d ruling) *refusal {
 		no.asset = c.tokenAsset
 		no.detail = "token " + hex.EncodeToString(hashToken(a.hello.GetToken())[:8])
 	case recordSerial:
-		no.detail = fmt.Sprintf("inventory %q, notebook %q", c.device.GetAsset().GetSerial(), a.hello.GetMachine().GetSerial())
+		no.detail = serials(a, c)
 	case recordEndorsed:
 		no.detail = c.doubts.Error()
 	case recordConflict:
