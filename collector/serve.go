@@ -196,7 +196,6 @@ func (p *Program) openDesk(ctx context.Context) error {
 		Log:         p.log.With("room", "admission"),
 	})
 	p.desk.OnProofWanted(func(id string) { p.intake.WantTunnelProof(id) })
-	p.desk.SetTunnelPolicy(func(gateway string) (time.Duration, bool) { return p.verifier.Policy().TunnelProof(gateway) })
 	p.registry.OnChange(p.desk.SetDevice)
 	for _, d := range p.registry.All() {
 		p.desk.SetDevice(d)
@@ -237,6 +236,7 @@ func (p *Program) openVerifier(ctx context.Context) error {
 		Log:        p.log.With("room", "verifier"),
 	})
 	p.desk.OnExpiry(p.verifier.Expired)
+	p.desk.SetTunnelPolicy(func(gateway string) (time.Duration, bool) { return p.verifier.Policy().TunnelProof(gateway) })
 	p.tpms.OnChange(p.verifier.AttestationChanged)
 	return nil
 }

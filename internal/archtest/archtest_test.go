@@ -214,6 +214,24 @@ func TestEveryPackageSaysWhatItIsFor(t *testing.T) {
 	}
 }
 
+// Who looks for a place finds it on the map.
+func TestEveryRoomIsOnTheMap(t *testing.T) {
+	doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "architecture.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, s := range tree(t) {
+		if seen[s.dir] || under(s.dir, "installer") {
+			continue
+		}
+		seen[s.dir] = true
+		if !strings.Contains(string(doc), "\n| `"+s.dir+"` | ") {
+			t.Errorf("docs/architecture.md does not list %s", s.dir)
+		}
+	}
+}
+
 func TestNoPackageIsADrawer(t *testing.T) {
 	drawers := []string{"util", "utils", "common", "helpers", "types", "manager", "misc"}
 	for _, f := range tree(t) {
