@@ -211,17 +211,28 @@ const asideMark = ".other-machine-"
 // was replaced, and the collector agrees to the old key.
 func (s *State) setAside(now time.Time, foreign bool) error {
 	aside := s.path + asideMark + now.UTC().Format("20060102T150405")
-	if err := os.Rename(s.path, aside); err != nil {
+	// In this order: whatever power is lost in between, the next identity gets a
+	// key that no other machine knows, and the file is still seen to be another
+	// machine's as long as it is there.
+	err := s.without(nextName)
+	if err == nil {
+		err = os.Rename(s.path, aside)
+	}
+	if err == nil {
+		err = s.without(bindingName)
+	}
+	if err != nil {
 		return fmt.Errorf("setting the identity of another machine aside: %w", err)
 	}
-	// The next identity gets a binding of its own before it is stored, and a key
-	// that no other machine knows.
-	for _, name := range []string{bindingName, nextName} {
-		if err := os.Remove(s.beside(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("setting the identity of another machine aside: %w", err)
-		}
-	}
 	return &CopiedError{Aside: aside, Foreign: foreign}
+}
+
+// without removes a file beside the identity, if it is there.
+func (s *State) without(name string) error {
+	if err := os.Remove(s.beside(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // Remove removes the identity, be it whole or broken, its machine, and what was

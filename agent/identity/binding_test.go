@@ -3,6 +3,7 @@ package identity_test
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -123,6 +124,32 @@ func TestCloneFromAnImageEnrolsAsItself(t *testing.T) {
 
 // What was learned later counts too: a first start without rights, or before
 // the firmware could be read.
+// However far setting aside gets, the next key of the other machine is gone
+// before its identity is.
+func TestAnotherMachinesNextKeyDoesNotOutliveItsIdentity(t *testing.T) {
+	s := boundTo(t, notebook())
+	next := filepath.Join(filepath.Dir(s.Path()), "identity.next.json")
+	if err := os.WriteFile(next, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// The identity cannot be moved to where it would go within the next minute.
+	for i := range 60 {
+		at := time.Now().Add(time.Duration(i) * time.Second).UTC().Format("20060102T150405")
+		if err := os.MkdirAll(filepath.Join(s.Path()+".other-machine-"+at, "in the way"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Bind(identity.Traits{Serial: "PF-0002"}); err == nil || errors.As(err, new(*identity.CopiedError)) {
+		t.Fatalf("set aside all the same: %v", err)
+	}
+	if _, err := os.Stat(next); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the next key is still there: %v", err)
+	}
+	if copied, err := reopened(t, s).Copied(identity.Traits{Serial: "PF-0002"}); err != nil || !copied {
+		t.Errorf("it is not seen to be another machine's any more: %v, %v", copied, err)
+	}
+}
+
 func TestTraitsThatWereNotKnownAreAdded(t *testing.T) {
 	s := boundTo(t, identity.Traits{Model: "LENOVO\x0021HES"})
 	if err := reopened(t, s).Bind(notebook()); err != nil {
