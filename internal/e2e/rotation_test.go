@@ -4,7 +4,9 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -83,11 +85,13 @@ func (w *worker) restart(t *testing.T) {
 func (w *worker) awaitReport(t *testing.T, after time.Time) {
 	t.Helper()
 	var device struct {
-		LastSeen time.Time `json:"last_seen_at"`
+		LastSeen time.Time       `json:"last_seen_at"`
+		Evidence json.RawMessage `json:"evidence"`
 	}
 	if !e2e.EventuallyEvery(t, 200*time.Millisecond, followed, func() bool {
 		answer := json.NewDecoder(strings.NewReader(w.office.Operator(t, "devices", w.asset, "--json")))
-		return answer.Decode(&device) == nil && device.LastSeen.After(after)
+		// A stream that has only begun is no report.
+		return answer.Decode(&device) == nil && device.LastSeen.After(after) && len(device.Evidence) > len("null")
 	}) {
 		t.Fatalf("no report of %s after %s", w.asset, after)
 	}
@@ -109,13 +113,17 @@ func (w *worker) trusted(t *testing.T) int {
 	return len(identity.Servers)
 }
 
-// connection is what the agent tells the person in front of it.
+// connection is what the agent tells the person in front of it; empty as long as
+// it says nothing.
 func (w *worker) connection(t *testing.T) string {
 	t.Helper()
 	var status struct {
 		Connection string `json:"connection"`
 	}
 	text, err := os.ReadFile(w.path("state/status.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return ""
+	}
 	if err == nil {
 		err = json.Unmarshal(text, &status)
 	}
